@@ -1,0 +1,104 @@
+## PAIR is posix-msq, posix-shm, posix-sem, sysv-msq, sysv-shm or sysv-sem.
+##
+##   make PAIR-server        run that server (Ctrl-C ends it)
+##   make PAIR-client        run that client, in another terminal
+##   make PAIR               run both: the server behind, the client in front
+##   make PAIR-clean         remove what that pair left; `make clean` does it for all six
+##   make status             list every IPC object there is, POSIX and System V
+##   make demo               see all six pairs at work, in 20 seconds
+##
+##   make setup              .venv, with the two packages that the scripts need
+##   make test               run the tests
+##   make lint               look the code over
+##   make systemd-install    the servers as systemd user services; make systemd-uninstall
+##   make distclean          remove .venv and caches too
+##
+## Variables: NAME=/other, KEY=300, COUNT=5, INTERVAL=0.1, ARGS='any other options',
+##            PYTHON=python3.12, VENV=.venv
+
+PYTHON = python3
+VENV = .venv
+PAIRS = posix-msq posix-shm posix-sem sysv-msq sysv-shm sysv-sem
+
+name = $(if $(NAME),-n '$(NAME)')
+key = $(if $(KEY),-k '$(KEY)')
+count = $(if $(COUNT),-c '$(COUNT)')
+interval = $(if $(INTERVAL),-i '$(INTERVAL)')
+
+# What each target runs: $($@) in a recipe is the variable that is called like the target.
+posix-msq-server = posix_msq_server.py $(name) $(count)
+posix-msq-client = posix_msq_client.py $(name) $(count) $(interval)
+posix-shm-server = posix_shm_server.py $(name) $(count) $(interval)
+posix-shm-client = posix_shm_client.py $(name)
+posix-sem-server = posix_sem_server.py $(name) $(interval)
+posix-sem-client = posix_sem_client.py $(name)
+sysv-msq-server = sysv_msq_server.py $(key) $(count)
+sysv-msq-client = sysv_msq_client.py $(key) $(count) $(interval)
+sysv-shm-server = sysv_shm_server.py $(key) $(count) $(interval)
+sysv-shm-client = sysv_shm_client.py $(key)
+sysv-sem-server = sysv_sem_server.py $(key) $(interval)
+sysv-sem-client = sysv_sem_client.py $(key)
+
+run = '$(VENV)/bin/python' scripts/
+
+.PHONY: help
+help:
+	@sed -n 's/^## \{0,1\}//p' Makefile
+
+.PHONY: $(PAIRS:=-server) $(PAIRS:=-client)
+$(PAIRS:=-server) $(PAIRS:=-client): setup
+	@$(run)$($@) $(ARGS)
+
+# The client starts when the server has had time to, and the server has time to show what it did.
+.PHONY: $(PAIRS)
+$(PAIRS): setup
+	@$(run)$($@-server) & server=$$!; \
+	trap 'kill $$server; wait $$server' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	sleep 1; $(run)$($@-client) $(ARGS); status=$$?; sleep 1; exit $$status
+
+.PHONY: $(PAIRS:=-clean) clean
+$(PAIRS:=-clean): setup
+	@$(run)$($(@:clean=server)) --clean
+clean: $(PAIRS:=-clean)
+
+.PHONY: status
+status:
+	@echo '-------- POSIX message queues: /dev/mqueue --------'
+	@if mountpoint -q /dev/mqueue; then ls -l /dev/mqueue; else \
+	echo 'not mounted; to see them: sudo mkdir -p /dev/mqueue'; \
+	echo '                          sudo mount -t mqueue mqueue /dev/mqueue'; fi
+	@echo '-------- POSIX shared memory and semaphores (sem.*): /dev/shm --------'
+	@ls -l /dev/shm
+	@echo '-------- System V: ipcs --------'
+	@ipcs
+
+.PHONY: demo
+demo: setup
+	@PATH="$$PWD/scripts:$$PATH" PYTHON='$(VENV)/bin/python' sh tests/demo.sh
+
+.PHONY: setup
+setup: $(VENV)/.setup
+$(VENV)/.setup: requirements.txt
+	$(PYTHON) -m venv '$(VENV)'
+	'$(VENV)/bin/python' -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch '$@'
+
+# What only development needs comes on top of that.
+$(VENV)/.setup-tests: $(VENV)/.setup tests/requirements.txt
+	'$(VENV)/bin/python' -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch '$@'
+
+.PHONY: test
+test: $(VENV)/.setup-tests
+	'$(VENV)/bin/python' -m pytest $(ARGS) tests
+
+.PHONY: lint
+lint: $(VENV)/.setup-tests
+	'$(VENV)/bin/ruff' check .
+	'$(VENV)/bin/ruff' format --check .
+	'$(VENV)/bin/mypy'
+	'$(VENV)/bin/shellcheck' .ci/run tests/*.sh
+
+.PHONY: distclean
+distclean: clean
+	rm -rf '$(VENV)' .*_cache .hypothesis scripts/__pycache__ tests/__pycache__

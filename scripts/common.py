@@ -1,0 +1,80 @@
+"""What the twelve scripts share, and no IPC: options, lines, errors, signals. Copy it with them."""
+
+import argparse
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import NoReturn, TextIO
+
+SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
+STOP = {signal.SIGINT, signal.SIGTERM}
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a script as it ends cat(1): no traceback
+if hasattr(sys.stdout, "reconfigure"):  # a line is out at once, whatever its characters
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+def integer(low: int, high: int, base: int = 10) -> Callable[[str], int]:
+    """Return a type for argparse: a number from low to high in that base (0: 10, 0x10, 0o10)."""
+
+    def number(text: str) -> int:
+        if low <= (value := int(text, base)) <= high:
+            return value
+        form = "o" if base == 8 else "d"
+        raise argparse.ArgumentTypeError(f"{text} is not from {low:{form}} to {high:{form}}")
+
+    return number
+
+
+def seconds(text: str) -> float:
+    if not 0 <= float(text) <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1000000000")
+    return float(text)
+
+
+def line(text: str, file: TextIO | None = None) -> None:
+    print(f"{datetime.now().time().isoformat('microseconds')} {text}", file=file)
+
+
+def compare(thing: object, what: str, given: int | None, actual: int, form: str = "d") -> None:
+    """Say so where an option that was given differs from the object that is there."""
+    if given not in (None, actual):
+        text = f"{what} is {actual:{form}}, not {given:{form}}"
+        print(SCRIPT, thing, text, sep=": ", file=sys.stderr)
+
+
+def fail(thing: object, error: object, cures: Mapping[str, str] = {}) -> NoReturn:
+    """Exit with status 1 and one line on standard error: SCRIPT: OBJECT: reason: cure."""
+    if isinstance(error, BrokenPipeError):  # `| head -3` has had enough: end quietly, flush nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
+    reason = str(getattr(error, "strerror", None) or error)
+    sys.exit(": ".join([SCRIPT, str(thing), reason, *(cures[p] for p in cures if p in reason)]))
+
+
+def note_signals() -> set[int]:
+    """Return a set in which handlers note SIGINT, SIGTERM and, every 0.9 seconds, SIGALRM."""
+    noted: set[int] = set()
+    for number in (*STOP, signal.SIGALRM):  # a handler that raised could lose a received message
+        signal.signal(number, lambda number, frame: noted.add(number))
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # not the default, on the way out
+    signal.setitimer(signal.ITIMER_REAL, 0.9, 0.9)  # ends a wait that a signal came just before
+    return noted
+
+
+def stopped(timeout: float) -> bool:
+    """Wait that many seconds for SIGINT or SIGTERM, which stay blocked between the calls."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    return signal.sigtimedwait(STOP, timeout) is not None
+
+
+def ready() -> None:
+    """Tell systemd, where it asks, that the service has started (sd_notify(3))."""
+    if address := os.environ.get("NOTIFY_SOCKET"):
+        from socket import AF_UNIX, SOCK_DGRAM, socket
+
+        path = "\0" + address[1:] if address[0] == "@" else address
+        socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", path)

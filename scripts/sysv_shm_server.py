@@ -1,0 +1,142 @@
+"""System V shared memory, the server: prints the text in the segment every 3 seconds.
+
+    sysv_shm_server.py              in one terminal (Ctrl-C ends it), and in another
+    sysv_shm_client.py              which writes the lines that are typed
+    sysv_shm_server.py --clean      removes the segment and its lock
+
+Shows shmget(2), shmat(2), shmctl(2), a semaphore as the lock of a segment, and how to read whole
+texts only, whoever dies.
+Read sysvipc(7), then sysv_shm_client.py; posix_shm_server.py is its POSIX twin.
+"""
+
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["sysv-ipc>=1.2.0"]
+# ///
+
+import argparse
+import contextlib
+import os
+import time
+
+import sysv_ipc
+
+import common
+
+CURES = {
+    "ermission": "`ipcs -m -s` shows owner and mode",
+    "ENOSPC": "kernel.shmmni and kernel.shmall are the limits",
+    "No space left": "kernel.sem has the limits",
+}
+KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
+WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
+
+
+def open_lock(key: int, mode: int) -> sysv_ipc.Semaphore:
+    """Open the semaphore ~KEY, which is 1 while the segment KEY is not locked."""
+    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+        # One semop(2) gives it value and o_time, so that nobody sees it without its value.
+        sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, mode=mode | 0o600).release()
+    lock = sysv_ipc.Semaphore(~key)
+    end = time.monotonic() + 3
+    while not lock.o_time:  # its creator is not done
+        if time.monotonic() > end:
+            common.fail(key, "the lock never got its value: sysv_shm_server.py --clean removes it")
+        time.sleep(0.01)
+    lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
+    return lock
+
+
+def open_segment(args: argparse.Namespace) -> sysv_ipc.SharedMemory:
+    with contextlib.suppress(sysv_ipc.ExistentialError):
+        return sysv_ipc.SharedMemory(args.key, mode=0o400)  # attached read-only, by this mode
+    mode = 0o600 if args.mode is None else args.mode
+    size = args.size or 4096
+    try:
+        # Not IPC_CREX: the package would fill the segment, when others may have written to it.
+        return sysv_ipc.SharedMemory(args.key, sysv_ipc.IPC_CREAT, mode=mode, size=size)
+    except ValueError:
+        with contextlib.suppress(sysv_ipc.ExistentialError):
+            return sysv_ipc.SharedMemory(args.key, mode=0o400)  # somebody made a smaller one
+        raise
+
+
+def read_text(shm: sysv_ipc.SharedMemory) -> bytearray:
+    size = shm.size
+    if shm.read(1, size - 1) == WRITING:
+        return bytearray(b"(incomplete write)")
+    text, part, length = bytearray(), b"", 4096
+    while b"\0" not in part and len(text) < size:
+        part = shm.read(length, len(text))
+        text += part
+        length = 2**20
+    return text.partition(b"\0")[0]
+
+
+def printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def serve(shm: sysv_ipc.SharedMemory, lock: sysv_ipc.Semaphore, args: argparse.Namespace) -> None:
+    common.stopped(0)  # from here on a signal waits for the loop
+    print(f"start shared memory server: {args.key}")
+    common.ready()
+    readings, previous, due = 0, None, 0.0
+    while readings != args.count and not common.stopped(min(max(due - time.monotonic(), 0.01), 1)):
+        if shm.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
+            common.fail(args.key, "the segment was removed")
+        if time.monotonic() < due:
+            continue
+        try:
+            lock.acquire()  # does not wait: the writer may be stopped (SIGSTOP)
+        except sysv_ipc.BusyError:
+            continue
+        text = read_text(shm)
+        lock.release()
+        if text != previous or not args.changes:
+            common.line(printable(text.decode(errors="backslashreplace")))
+        readings, previous, due = readings + 1, text, time.monotonic() + args.interval
+    print(f"end shared memory server: {args.key}")
+
+
+def clean(key: int) -> None:
+    found = False
+    for kind, its_key in ((sysv_ipc.SharedMemory, key), (sysv_ipc.Semaphore, ~key)):
+        with contextlib.suppress(sysv_ipc.ExistentialError):
+            kind(its_key, mode=0).remove()
+            found = True
+    print(f"removed {key}" if found else f"nothing to remove: {key}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add, count = parser.add_argument, common.integer(0, 10**12)
+    add("-k", "--key", type=KEY, default=200, help="of the segment (%(default)s)")
+    add("-i", "--interval", type=common.seconds, default=3, metavar="SECONDS", help="(%(default)s)")
+    add("-c", "--count", type=count, metavar="N", help="stop after N readings")
+    add("--changes", action="store_true", help="print the text only when it has changed")
+    add("--size", type=common.integer(1, 2**47), metavar="BYTES", help="of a new one (4096)")
+    add("--mode", type=common.integer(0, 0o777, 8), metavar="OCTAL", help="of a new one (600)")
+    add("--clean", action="store_true", help="remove the segment and exit")
+    args = parser.parse_args()
+    try:
+        if args.clean:
+            return clean(args.key)
+        lock = open_lock(args.key, 0o600 if args.mode is None else args.mode)
+        shm = open_segment(args)
+        for uid in (shm.uid, shm.cuid, lock.uid, lock.cuid):  # a creator keeps all rights
+            if uid != os.geteuid():
+                common.fail(args.key, f"belongs to uid {uid}, not to uid {os.geteuid()}")
+        common.compare(args.key, "--mode", args.mode, shm.mode & 0o777, "o")
+        common.compare(args.key, "--size", args.size, shm.size)
+        lock.block = False  # IPC_NOWAIT
+        serve(shm, lock, args)
+    except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
+        common.fail(args.key, error, CURES)
+
+
+if __name__ == "__main__":
+    main()
