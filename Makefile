@@ -10,6 +10,8 @@
 ##   make setup              .venv, with the two packages that the scripts need
 ##   make test               run the tests
 ##   make lint               look the code over
+##   make bench              measure it, against C and others (FORMAT=markdown for a README)
+##   make soak               the storms of the tests for MINUTES=10
 ##   make systemd-install    the servers as systemd user services; make systemd-uninstall
 ##   make distclean          remove .venv and caches too
 ##
@@ -74,7 +76,7 @@ status:
 
 .PHONY: demo
 demo: setup
-	@PATH="$$PWD/scripts:$$PATH" PYTHON='$(VENV)/bin/python' sh tests/demo.sh
+	@PYTHON="$$PWD/$(VENV)/bin/python" sh tests/demo.sh
 
 .PHONY: setup
 setup: $(VENV)/.setup
@@ -100,5 +102,6 @@ lint: $(VENV)/.setup-tests
 	'$(VENV)/bin/shellcheck' .ci/run tests/*.sh
 
 .PHONY: distclean
-distclean: clean
+distclean:
+	if [ -e $(VENV)/.setup ]; then $(MAKE) --no-print-directory clean; fi
 	rm -rf '$(VENV)' .*_cache .hypothesis scripts/__pycache__ tests/__pycache__

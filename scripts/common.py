@@ -48,8 +48,8 @@ def compare(thing: object, what: str, given: int | None, actual: int, form: str 
 
 def fail(thing: object, error: object, cures: Mapping[str, str] = {}) -> NoReturn:
     """Exit with status 1 and one line on standard error: SCRIPT: OBJECT: reason: cure."""
-    if isinstance(error, BrokenPipeError):  # `| head -3` has had enough: end quietly, flush nothing
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit tries again what stdout refused
+    if isinstance(error, BrokenPipeError):  # `| head -3` has had enough
         sys.exit(128 + signal.SIGPIPE)
     reason = str(getattr(error, "strerror", None) or error)
     sys.exit(": ".join([SCRIPT, str(thing), reason, *(cures[p] for p in cures if p in reason)]))

@@ -31,6 +31,7 @@ CURES = {
     "Permission denied": "`ls -l /dev/mqueue` shows owner and mode",
     "Invalid parameter": "fs.mqueue.msg_max and fs.mqueue.msgsize_max are the limits",
     "number of files open": "or the queue is over RLIMIT_MSGQUEUE (`ulimit -q`)",
+    "message is too long": "--max-message-size is set where the queue is made",
     "space for a new queue": "fs.mqueue.queues_max is the limit",
 }
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
@@ -70,6 +71,8 @@ def send(queue: posix_ipc.MessageQueue, args: argparse.Namespace) -> int:
     for sent, (text, body) in enumerate(itertools.islice(messages, args.count)):
         if sent and args.interval:
             time.sleep(args.interval)
+        if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
+            raise posix_ipc.ExistentialError("the queue was removed")
         queue.send(body, timeout=args.timeout, priority=args.priority)
         if not args.quiet:
             common.line(text)

@@ -25,7 +25,7 @@ import common
 
 CURES = {
     "ermission": "`ls -l /dev/shm` shows owner and mode",
-    "No space left": "`df /dev/shm` shows what is free",
+    "No space left": "in /dev/shm, or where the output goes (`df`)",
 }
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 

@@ -25,7 +25,7 @@ import common
 
 CURES = {
     "ermi": "`ipcs -s` shows owner and mode",
-    "No space left": "the second and fourth number of kernel.sem are the limits",
+    "No space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
 }
 KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
 

@@ -27,7 +27,7 @@ import common
 CURES = {
     "ermission": "`ipcs -m -s` shows owner and mode",
     "ENOSPC": "kernel.shmmni and kernel.shmall are the limits",
-    "No space left": "kernel.sem has the limits",
+    "No space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
 }
 KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short

@@ -1,0 +1,96 @@
+#!/bin/sh
+# The first minute with the six pairs: each command, then what it prints. `make demo` runs it.
+set -eu
+cd "$(dirname "$0")/../scripts"
+
+name=/demo-$$
+key=$((1000000 + $$))
+server=
+
+finish() {
+    trap - INT TERM HUP
+    stop
+    for api in posix sysv; do
+        for primitive in msq shm sem; do
+            python "${api}_${primitive}_server.py" "$(option $api)" --clean
+        done
+    done >/dev/null
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+python() { "$PYTHON" "$@"; }
+option() { if [ "$1" = posix ]; then echo "-n$name"; else echo "-k$key"; fi; }
+say() { printf '\n# %s\n' "$*"; }
+show() {
+    printf '$ %s\n' "$*"
+    "$@"
+}
+serve() {
+    printf '$ %s &\n' "$*"
+    shift
+    "$PYTHON" "$@" &
+    server=$!
+    sleep 0.4
+}
+stop() {
+    if [ -n "$server" ]; then
+        kill "$server" && wait "$server"
+        server=
+    fi
+}
+
+for api in posix sysv; do
+    if [ $api = posix ]; then
+        it="-n $name"
+        printf '\n==== POSIX ====\n'
+    else
+        it="-k $key"
+        printf '\n==== System V ====\n'
+    fi
+
+    say "A message queue: the server prints what the client sends."
+    # shellcheck disable=SC2086 # $it is an option and its value
+    {
+        serve python ${api}_msq_server.py $it
+        show python ${api}_msq_client.py $it -c 3 -i 0.1 -q
+        printf '$ echo '\''["any", "JSON"]'\'' | python %s_msq_client.py %s --stdin -q\n' $api "$it"
+        echo '["any", "JSON"]' | python ${api}_msq_client.py $it --stdin -q
+        sleep 0.2
+        stop
+    }
+
+    say "Shared memory: the client writes a line, the server prints it while it stands there."
+    # shellcheck disable=SC2086
+    {
+        serve python ${api}_shm_server.py $it -i 0.1 --changes
+        printf '$ echo "Hello, Zoë" | python %s_shm_client.py %s\n' $api "$it"
+        echo "Hello, Zoë" | python ${api}_shm_client.py $it
+        sleep 0.3
+        if [ $api = posix ]; then
+            show head -c 11 /dev/shm$name
+            echo
+        else
+            printf '$ ipcs -m | grep %x\n' "$key"
+            ipcs -m | grep "$(printf %x "$key")" || true
+        fi
+        stop
+    }
+
+    say "A semaphore: two may have it, the third is told that it is busy, until one gives back."
+    # shellcheck disable=SC2086
+    {
+        serve python ${api}_sem_server.py $it -i 0.1
+        show python ${api}_sem_client.py $it
+        show python ${api}_sem_client.py $it
+        show python ${api}_sem_client.py $it || true
+        show python ${api}_sem_client.py $it --release
+        sleep 0.2
+        show python ${api}_sem_client.py $it -- echo "this runs while one is held"
+        sleep 0.2
+        stop
+    }
+done
+
+say "Everything the demonstration made is removed now. Next: make posix-msq"

@@ -1,0 +1,440 @@
+"""Storms: servers stopped and killed, writers killed, fifty starts at once, peers that freeze."""
+
+import itertools
+import os
+import random
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import posix_ipc
+import pytest
+import sysv_ipc
+from conftest import ENV, Pair, Process, record, rounds, until
+
+COUNT = re.compile(r"^[0-9:.]{15} \{'count': (\d+)\}$")
+
+
+def numbers(lines: list[str]) -> list[int]:
+    return [int(found[1]) for line in lines if (found := COUNT.match(line))]
+
+
+def waiting_messages(pair: Pair) -> int:
+    if pair.api == "sysv":
+        return sysv_ipc.MessageQueue(pair.key).current_messages
+    queue = posix_ipc.MessageQueue(pair.name)
+    try:
+        return queue.current_messages
+    finally:
+        queue.close()
+
+
+def drain(pair: Pair) -> list[str]:
+    with pair.server() as server:
+        until(lambda: waiting_messages(pair) == 0)
+        assert server.stop() == 0
+    return server.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_lost_when_a_server_is_stopped(msq, number):
+    """A stream of numbered messages, the server stopped and started again at random moments."""
+    restarts, lines = rounds(30), []
+    with msq.start("client", "-q", "-i0", "-c1000000000") as client:
+        for _ in range(restarts):
+            with msq.server() as server:
+                server.wait_line("start")
+                time.sleep(random.random() * 0.02)  # the moment is what the test varies
+                assert server.stop(number) == 0
+            assert server.out[-1] == msq.end_line
+            assert server.err == []
+            lines += server.out
+        client.popen.terminate()
+        client.wait()
+    seen = numbers(lines + drain(msq))
+    assert seen == list(range(1, len(seen) + 1))
+    record(restarts=restarts, messages=len(seen), lost=0)
+
+
+def test_nothing_is_lost_between_several_servers_and_clients(msq):
+    clients, servers, messages = 3, 3, 400
+    lines: list[list[str]] = [[] for _ in range(servers)]
+    going = True
+
+    def keep_stopping(mine: list[str]) -> None:
+        while going:
+            with msq.server() as server:
+                server.wait_line("start")
+                time.sleep(random.random() * 0.05)
+                assert server.stop() == 0
+            mine.extend(server.out)
+
+    threads = [threading.Thread(target=keep_stopping, args=(mine,)) for mine in lines]
+    for thread in threads:
+        thread.start()
+    senders = []
+    for number in range(clients):
+        text = "".join(f"[{number}, {n}]\n" for n in range(messages))
+        sender = subprocess.Popen(
+            msq.argv("client", "--stdin", "-q"), stdin=subprocess.PIPE, env=ENV, text=True
+        )
+        threads.append(threading.Thread(target=sender.communicate, args=(text,)))
+        threads[-1].start()
+        senders.append(sender)
+    for sender in senders:
+        assert sender.wait(60) == 0
+    until(lambda: waiting_messages(msq) == 0, timeout=60)
+    going = False
+    for thread in threads:
+        thread.join(30)
+    pairs = [
+        [tuple(map(int, found)) for line in mine for found in re.findall(r"\[(\d), (\d+)\]", line)]
+        for mine in lines
+    ]
+    assert sorted(itertools.chain(*pairs)) == [
+        (number, n) for number in range(clients) for n in range(messages)
+    ]
+    for mine in pairs:
+        for number in range(clients):
+            of_one = [n for client, n in mine if client == number]
+            assert of_one == sorted(of_one)
+    record(messages=clients * messages)
+
+
+def test_a_server_that_is_killed_loses_at_most_one_message(msq):
+    kills, lines = rounds(20), []
+    with msq.start("client", "-q", "-i0", "-c1000000000") as client:
+        for _ in range(kills):
+            with msq.server() as server:
+                server.wait_line("start")
+                time.sleep(random.random() * 0.02)
+                server.stop(signal.SIGKILL)
+            lines += server.out
+        client.popen.terminate()
+        client.wait()
+    seen = numbers(lines + drain(msq))
+    steps = [after - before for before, after in itertools.pairwise([0, *seen])]
+    assert set(steps) <= {1, 2}
+    assert steps.count(2) <= kills
+    record(kills=kills, messages=len(seen))
+
+
+def texts_of(letter: str) -> str:
+    """Lines of one letter, each with its own length in front, of up to 200,000 characters."""
+    lines = []
+    for _ in range(50):
+        length = random.choice([1, 100, 5000, 200_000]) + random.randrange(10)
+        lines.append(f"{length}:{letter * length}\n")
+    return "".join(lines)
+
+
+def whole(text: str) -> bool:
+    found = re.fullmatch(r"(\d+):(a*|b*)", text)
+    return text == "" or bool(found and len(found[2]) == int(found[1]))
+
+
+def test_writers_killed_at_random_never_leave_a_mix(shm):
+    """Two at once, SIGKILL; the server shows a whole text, or that a write was cut short."""
+    kills = rounds(60)
+    shm.client("--size", 300_000, stdin="")
+    files = {letter: texts_of(letter) for letter in "ab"}
+    with shm.server("--changes", "-i0") as server:
+
+        def kill_writers(letter: str) -> None:
+            for _ in range(kills // 2):
+                with shm.start("client", stdin=subprocess.PIPE) as client:
+                    feed = threading.Thread(target=feed_forever, args=(client, files[letter]))
+                    feed.start()
+                    until(lambda: client.out)
+                    time.sleep(random.random() * 0.03)
+                    client.stop(signal.SIGKILL)
+                    feed.join()
+
+        threads = [threading.Thread(target=kill_writers, args=(letter,)) for letter in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert shm.client(stdin="7:aaaaaaa\n").returncode == 0
+        server.wait_line("7:aaaaaaa")
+        assert server.stop() == 0
+    shown = [text for text in server.texts[1:-1] if text != "(incomplete write)"]
+    assert [text for text in shown if not whole(text)] == []
+    record(kills=kills, readings=len(server.texts) - 2, torn=0)
+
+
+def feed_forever(client: Process, text: str) -> None:
+    try:
+        while True:
+            client.popen.stdin.write(text)
+            client.popen.stdin.flush()
+    except (BrokenPipeError, ValueError):
+        pass
+
+
+def test_two_writers_at_once_and_nothing_dies(shm):
+    shm.client("--size", 300_000, stdin="")
+    with shm.server("-i0") as server:
+        writers = [
+            subprocess.Popen(
+                shm.argv("client"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env=ENV,
+                text=True,
+            )
+            for _ in "ab"
+        ]
+        threads = [
+            threading.Thread(target=writer.communicate, args=(texts_of(letter),))
+            for writer, letter in zip(writers, "ab", strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [writer.returncode for writer in writers] == [0, 0]
+        server.stop()
+    assert [text for text in server.texts[1:-1] if not whole(text)] == []
+
+
+def freeze_in_a_write(shm: Pair, client: Process) -> None:
+    """Stop the client again and again until it stands in the middle of a write."""
+
+    def writing() -> bool:
+        client.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(client.pid) == "T")
+        if shm.api == "posix":
+            mark = shm.path.read_bytes()[-1:]
+        else:
+            segment = sysv_ipc.SharedMemory(shm.key)
+            mark = segment.read(1, segment.size - 1)
+            segment.detach()
+        if mark == b"\x01":
+            return True
+        client.popen.send_signal(signal.SIGCONT)
+        return False
+
+    until(writing, "a client stopped in a write", 60)
+
+
+def state(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
+    shm.client("--size", 2**22, stdin="")
+    with shm.server("-i0.01") as server, shm.start("client", stdin=subprocess.PIPE) as client:
+        text = ("x" * 4_000_000 + "\n") * 20
+        feed = threading.Thread(target=feed_forever, args=(client, text))
+        feed.start()
+        freeze_in_a_write(shm, client)
+        with shm.server() as second:  # one can start
+            second.wait_line("start")
+            assert second.stop(timeout=5) == 0
+        assert server.stop(timeout=5) == 0
+        assert server.texts[-1] == shm.end_line
+        with shm.start("client", stdin=subprocess.PIPE) as other:  # waits, and can be ended
+            other.popen.stdin.write("other\n")
+            other.popen.stdin.flush()
+            other.wait_line("write to")
+            assert other.stop(signal.SIGINT, timeout=5) in (-2, 130)
+        client.stop(signal.SIGKILL)
+        feed.join()
+    done = shm.run("server", "-c1")
+    assert done.stdout.splitlines()[1].endswith("(incomplete write)")
+    assert shm.client(stdin="mended\n").returncode == 0
+    assert shm.run("server", "-c1").stdout.splitlines()[1].endswith("mended")
+
+
+def test_a_frozen_sender_and_a_frozen_holder(make_pair, api):
+    msq, sem = make_pair(api, "msq"), make_pair(api, "sem")
+    with msq.server() as server, msq.start("client", "-i0", "-c1000000000", "-q") as frozen:
+        server.wait_line("'count'")
+        frozen.popen.send_signal(signal.SIGSTOP)
+        msq.client("--stdin", "-q", stdin='"another"\n')
+        server.wait_line("another")
+        assert server.stop(timeout=5) == 0
+    with sem.server("-i0.01") as server, sem.start("client", "--", "sleep", "60") as frozen:
+        server.wait_line("semaphore: 1")
+        frozen.popen.send_signal(signal.SIGSTOP)
+        assert sem.client().stdout == "semaphore: 0\n"
+        server.wait_line("semaphore: 0")
+        assert server.stop(timeout=5) == 0
+        frozen.popen.send_signal(signal.SIGCONT)
+        assert frozen.stop() == 143
+
+
+def test_a_holder_that_is_killed(sem):
+    """The kernel gives back a System V semaphore, and not a POSIX one: `-r` does."""
+    with sem.server("-i0.01") as server:
+        for _ in range(rounds(3)):
+            with sem.start("client", "--", "sh", "-c", "echo held; exec sleep 60") as client:
+                client.wait_line("held")
+                child = int(subprocess.check_output(["pgrep", "-P", str(client.pid)]))
+                os.kill(client.pid, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
+                client.wait()
+            if sem.api == "posix":
+                until(lambda: server.texts[-1] == "semaphore: 1")
+                assert sem.client("-r").stdout == "semaphore: 2\n"
+            until(lambda: server.texts[-1] == "semaphore: 2")
+
+
+OPENERS = 50
+
+
+def start_together(argvs: list[list[str]]) -> list[subprocess.Popen[str]]:
+    """Start the processes, which all wait at a gate until the last of them is there."""
+    gate_out, gate_in = os.pipe()
+    processes = [
+        subprocess.Popen(
+            ["sh", "-c", 'read _; exec "$0" "$@" </dev/null', *argv],
+            stdin=gate_out,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENV,
+        )
+        for argv in argvs
+    ]
+    os.close(gate_out)
+    os.close(gate_in)  # at the end of file they go
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[str, str, int]]:
+    return [(*process.communicate(timeout=60), process.returncode) for process in processes]
+
+
+@pytest.mark.parametrize("turn", range(2))
+def test_fifty_semaphore_starts_at_once(sem, turn):
+    for _ in range(rounds(1)):
+        sem.remove()
+        done = finish(start_together([sem.argv("client")] * OPENERS))
+        taken = [out for out, err, status in done if status == 0]
+        assert len(taken) == 2, done
+        assert {err for out, err, status in done if status} == {
+            f"{sem.script('client')}: {sem.thing}: Semaphore is busy\n"
+        }
+        sem.remove()
+        argv = sem.argv("server", "--value", "5", "-i0")
+        servers = start_together([["timeout", "-k", "5", "-s", "TERM", "4", *argv]] * OPENERS)
+        for out, err, status in finish(servers):
+            assert err == ""
+            assert status in (0, 124)
+            assert [line.partition(" ")[2] for line in out.splitlines()[1:-1]] == ["semaphore: 5"]
+
+
+def test_fifty_queue_starts_at_once(msq):
+    for _ in range(rounds(2)):
+        msq.remove()
+        servers = start_together([msq.argv("server", "-c5")] * 10)
+        clients = start_together([msq.argv("client", "-c1", "-q")] * OPENERS)
+        assert {(out, err, status) for out, err, status in finish(clients)} == {("", "", 0)}
+        assert all(
+            (err, status, out.count("{'count': 1}")) == ("", 0, 5)
+            for out, err, status in finish(servers)
+        )
+
+
+def test_fifty_segment_starts_at_once(shm):
+    for turn in range(rounds(2)):
+        shm.remove_all()
+        servers = start_together([shm.argv("server", "-c3", "-i0.1")] * 10)
+        clients = start_together(
+            [["sh", "-c", 'echo text | "$0" "$@"', *shm.argv("client")]] * OPENERS,
+        )
+        assert set(finish(clients)) == {(f"write to {shm.thing}\n", "", 0)}
+        for out, err, status in finish(servers):
+            assert (err, status) == ("", 0)
+            assert {line.partition(" ")[2] for line in out.splitlines()[1:-1]} <= {"", "text"}
+        # Nothing that was written to the new segment was wiped.
+        assert shm.run("server", "-c1").stdout.splitlines()[1].endswith("text"), turn
+
+
+@pytest.mark.parametrize("primitive", ["sem", "shm"])
+def test_a_creator_that_is_held_up_is_waited_for(make_pair, primitive):
+    """The window between semget(2) and semop(2), opened wide with strace(1)."""
+    pair = make_pair("sysv", primitive)
+    inject = "inject=semctl,semop:delay_enter=400000"
+    side, stdin = "client", "text\n"
+    slow = subprocess.Popen(
+        ["strace", "-o", "/dev/null", "-e", inject, *pair.argv(side)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
+    )  # fmt: skip
+    key = pair.key if primitive == "sem" else ~pair.key
+    until(lambda: exists(key))
+    assert not sysv_ipc.Semaphore(key).o_time  # or the test has missed the moment
+    done = pair.client(stdin=stdin)
+    out, err = slow.communicate("other\n", timeout=60)
+    assert (done.returncode, slow.returncode, done.stderr, err) == (0, 0, "", "")
+    if primitive == "sem":
+        assert {done.stdout, out} == {"semaphore: 1\n", "semaphore: 0\n"}
+
+
+def exists(key: int) -> bool:
+    try:
+        sysv_ipc.Semaphore(key)
+    except sysv_ipc.ExistentialError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("primitive", ["sem", "shm"])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_creator_that_died_leaves_a_clear_error(make_pair, primitive, side):
+    pair = make_pair("sysv", primitive)
+    sysv_ipc.Semaphore(pair.key if primitive == "sem" else ~pair.key, sysv_ipc.IPC_CREX)
+    done = pair.run(side, stdin="text\n")
+    assert done.returncode == 1
+    assert "never got its value" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert pair.run("server", "--clean").stdout == f"removed {pair.key}\n"
+    assert pair.run("client", stdin="text\n").returncode == 0
+
+
+def test_the_queue_is_removed_under_the_server(msq):
+    with msq.server() as server:
+        msq.remove()
+        assert server.wait(5) == 1
+    assert len(server.err) == 1
+    assert server.err[0].startswith(f"{msq.script('server')}: {msq.thing}: ")
+    assert "removed" in server.err[0] or "no longer exists" in server.err[0]
+
+
+def test_the_queue_is_removed_under_a_busy_pair(msq):
+    """In the stream of messages too, which would not end by itself."""
+    with msq.server() as server, msq.start("client", "-q", "-i0", "-c1000000000") as client:
+        server.wait_line("'count'")
+        msq.remove()
+        assert client.wait(5) == 1
+        assert server.wait(5) == 1
+    assert len(server.err) == len(client.err) == 1
+
+
+def test_the_object_is_replaced_by_one_of_the_same_name(pair):
+    option = [] if pair.primitive == "msq" else ["-i0.1"]
+    with pair.server(*option) as server:
+        server.wait_line("start")
+        pair.remove()
+        pair.client(*(["-c1"] if pair.primitive == "msq" else []), stdin="text\n")
+        assert server.wait(5) == 1
+        assert len(server.err) == 1
+    with pair.server(*option) as server:
+        server.wait_line(
+            {"msq": "{'count': 1}", "shm": "text", "sem": "semaphore: 1"}[pair.primitive]
+        )
+
+
+def test_ipcrm_removes_under_the_server(make_pair):
+    for primitive, option in (("msq", "-Q"), ("shm", "-M"), ("sem", "-S")):
+        pair = make_pair("sysv", primitive)
+        with pair.server() as server:
+            server.wait_line("start")
+            subprocess.run(["ipcrm", option, str(pair.key)], check=True)
+            assert server.wait(5) == 1
+        assert len(server.err) == 1

@@ -1,0 +1,174 @@
+"""The kernel's limits: each gives one line that names the cure. Root sets them in namespaces."""
+
+import json
+import os
+import shlex
+import subprocess
+
+import pytest
+from conftest import ENV, Pair
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a namespace of its own")
+
+
+def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *words: str) -> None:
+    assert done.returncode == 1, done
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"{pair.script(side)}: {pair.thing}: ")
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def within(flags: str, *script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script in namespaces of its own, where the limits can be set."""
+    return subprocess.run(
+        ["unshare", *flags.split(), "sh", "-ec", "\n".join(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=ENV,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def command(pair: Pair, side: str, *args: object) -> str:
+    return shlex.join(pair.argv(side, *args))
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_rlimit_msgqueue(make_pair, side):
+    pair = make_pair("posix", "msq")
+    done = subprocess.run(
+        ["prlimit", "--msgqueue=1000", *pair.argv(side)], capture_output=True, text=True, env=ENV,
+        timeout=20,
+    )  # fmt: skip
+    refused(done, pair, side, "RLIMIT_MSGQUEUE", "files open")
+
+
+def test_msg_max(make_pair):
+    pair = make_pair("posix", "msq")
+    refused(
+        pair.run("server", "--max-messages", 100_000),
+        pair, "server", "fs.mqueue.msg_max", "Invalid",
+    )  # fmt: skip
+    refused(
+        pair.run("server", "--max-message-size", 2**30), pair, "server", "fs.mqueue.msgsize_max"
+    )
+    assert pair.run("server", "--clean").stdout.startswith("nothing")
+
+
+@as_root
+def test_queues_max(make_pair):
+    pair = make_pair("posix", "msq")
+    done = within(
+        "--ipc --user --map-root-user",
+        "echo 0 > /proc/sys/fs/mqueue/queues_max 2>/dev/null || true",
+        command(pair, "server", "-c0"),
+    )
+    if done.returncode == 0:  # a namespace's root may not lower it: take the real one's word
+        done = within(
+            "--ipc", "echo 0 > /proc/sys/fs/mqueue/queues_max", command(pair, "server", "-c0")
+        )
+    # CAP_SYS_RESOURCE is above the limit, so this is seen by those who have not got it.
+    assert done.returncode in (0, 1)
+    if done.returncode:
+        refused(done, pair, "server", "fs.mqueue.queues_max")
+
+
+@as_root
+def test_msgmni(make_pair):
+    pair = make_pair("sysv", "msq")
+    for side in ("server", "client"):
+        done = within("--ipc", "echo 0 > /proc/sys/kernel/msgmni", command(pair, side))
+        refused(done, pair, side, "kernel.msgmni")
+
+
+@as_root
+def test_msgmnb(make_pair):
+    pair = make_pair("sysv", "msq")
+    client = command(pair, "client", "-i0", "-q", "--no-wait")
+    done = within("--ipc", "echo 40 > /proc/sys/kernel/msgmnb", client)
+    refused(done, pair, "client", "queue is full", "kernel.msgmnb")
+    line = shlex.quote(json.dumps("x" * 100))
+    done = within(
+        "--ipc", "echo 40 > /proc/sys/kernel/msgmnb",
+        f"echo {line} | {command(pair, 'client', '--stdin', '-q')}",
+    )  # fmt: skip
+    refused(done, pair, "client", "kernel.msgmnb", "102 bytes")
+
+
+def test_msgmax(make_pair):
+    pair = make_pair("sysv", "msq")
+    done = pair.client("--stdin", stdin=json.dumps("x" * 8192) + "\n")
+    refused(done, pair, "client", "kernel.msgmax")
+
+
+@as_root
+def test_a_raised_msgmax(make_pair):
+    """A message of a size that the package would leave in the queue for good."""
+    pair = make_pair("sysv", "msq")
+    done = within(
+        "--ipc",
+        "echo 100000 > /proc/sys/kernel/msgmax; echo 200000 > /proc/sys/kernel/msgmnb",
+        "(printf '\"'; head -c 90000 /dev/zero | tr '\\0' x; printf '\"') | "
+        + command(pair, "client", "--stdin", "-q"),
+        f"{command(pair, 'server', '-c1', '--json')} | wc -c",
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "90003")
+
+
+@as_root
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_shmall_and_shmmni(make_pair, side):
+    pair = make_pair("sysv", "shm")
+    done = within(
+        "--ipc", "echo 10 > /proc/sys/kernel/shmall", command(pair, side, "--size", 10**6)
+    )
+    refused(done, pair, side, "kernel.shmall")
+    done = within("--ipc", "echo 0 > /proc/sys/kernel/shmmni", command(pair, side))
+    refused(done, pair, side, "kernel.shmmni")
+
+
+@as_root
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_kernel_sem(make_pair, side):
+    pair = make_pair("sysv", "sem")
+    done = within("--ipc", "echo 250 32000 32 0 > /proc/sys/kernel/sem", command(pair, side))
+    refused(done, pair, side, "kernel.sem")
+
+
+@as_root
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_dev_shm_is_full(make_pair, side):
+    pair = make_pair("posix", "shm")
+    small = "mount -t tmpfs -o size=64k,mode=1777 tmpfs /dev/shm"
+    done = within("--mount", small, command(pair, side, "--size", 10**6))
+    refused(done, pair, side, "No space left", "/dev/shm")
+    # A segment that is there was reserved whole, so a full file system does not matter to it.
+    done = within(
+        "--mount", small,
+        f"echo before | {command(pair, 'client', '--size', 8192)}",
+        "head -c 100000 /dev/zero > /dev/shm/rest 2>/dev/null || true",
+        f"echo after | {command(pair, 'client')}",
+        command(pair, "server", "-c1"),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "after" in done.stdout
+    # One that C made by ftruncate(2) has holes: the text that is there stays whole.
+    done = within(
+        "--mount", small,
+        f"truncate -s 40000 /dev/shm{pair.name}",
+        f"echo before | {command(pair, 'client')}",
+        "head -c 100000 /dev/zero > /dev/shm/rest 2>/dev/null || true",
+        f"head -c 30000 /dev/zero | tr '\\0' x | {command(pair, 'client')} || true",
+        command(pair, "server", "-c1"),
+    )  # fmt: skip
+    assert "before" in done.stdout, done
+    assert "No space left" in done.stderr
+
+
+def test_the_maximum_of_a_semaphore(make_pair):
+    pair = make_pair("sysv", "sem")
+    pair.client()
+    refused(pair.client("-r", "--by", 32767), pair, "client", "SEMVMX", "32767")
+    assert pair.run("server", "--value", 32768).returncode == 2

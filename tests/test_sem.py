@@ -1,0 +1,296 @@
+"""The semaphore pairs: take, give back, wait, time out, hold for a command."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+
+import pexpect
+import posix_ipc
+import pytest
+import sysv_ipc
+from conftest import ENV, Pair, until
+
+
+def value(pair: Pair) -> int:
+    if pair.api == "posix":
+        sem = posix_ipc.Semaphore(pair.name)
+        try:
+            return sem.value
+        finally:
+            sem.close()
+    return sysv_ipc.Semaphore(pair.key).value
+
+
+def waiting(pid: int) -> bool:
+    """Whether the process waits in semop(2) or futex(2)."""
+    with open(f"/proc/{pid}/syscall") as file:
+        return file.read().split()[0] in {"65", "202", "220"}
+
+
+def test_the_server_prints_changes(sem):
+    with sem.server("-i0.02") as server:
+        server.wait_line("semaphore: 2")
+        assert sem.client().stdout == "semaphore: 1\n"
+        server.wait_line("semaphore: 1")
+        assert sem.client().stdout == "semaphore: 0\n"
+        server.wait_line("semaphore: 0")
+        assert sem.client("-r").stdout == "semaphore: 1\n"
+        until(lambda: server.texts[-1] == "semaphore: 1")
+        assert sem.client("--release").stdout == "semaphore: 2\n"
+        until(lambda: server.texts[-1] == "semaphore: 2")
+        server.stop()
+    assert server.texts == [
+        sem.start_line,
+        *(f"semaphore: {n}" for n in (2, 1, 0, 1, 2)),
+        sem.end_line,
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 32767])
+def test_the_value_of_a_new_one(sem, number):
+    with sem.server("--value", number) as server:
+        server.wait_line(f"semaphore: {number}")
+        server.stop()
+    assert server.out[0] == f"start semaphore server: {sem.thing} size: {number}"
+    with sem.server() as server:  # opening it again does not reset it
+        server.wait_line(f"semaphore: {number}")
+
+
+@pytest.mark.parametrize("options", [[], ["-t0"], ["-t0.3"]])
+def test_a_busy_semaphore(sem, options):
+    sem.client()
+    sem.client()
+    done = sem.client(*options)
+    assert done.stderr == f"{sem.script('client')}: {sem.thing}: Semaphore is busy\n"
+    assert (done.returncode, done.stdout) == (1, "")
+    assert value(sem) == 0
+
+
+@pytest.mark.parametrize("options", [["-w"], ["-t60"]])
+def test_a_wait_ends_when_one_is_given_back(sem, options):
+    sem.client()
+    sem.client()
+    with sem.start("client", *options) as client:
+        until(lambda: waiting(client.pid))
+        sem.client("-r")
+        assert client.wait() == 0
+    assert client.out == ["semaphore: 0"]
+
+
+def test_a_wait_survives_stop_and_continue(sem):
+    """Ctrl-Z and fg: semop(2) fails with EINTR then, even without a handler (signal(7))."""
+    sem.client()
+    sem.client()
+    with sem.start("client", "-w") as client:
+        until(lambda: waiting(client.pid))
+        client.popen.send_signal(signal.SIGSTOP)
+        client.popen.send_signal(signal.SIGCONT)
+        until(lambda: waiting(client.pid))
+        sem.client("-r")
+        assert client.wait() == 0
+    assert client.err == []
+
+
+def test_release_never_creates(sem):
+    done = sem.client("-r")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{sem.script('client')}: {sem.thing}: No semaphore exists")
+    assert len(done.stderr.splitlines()) == 1
+    assert sem.run("server", "--clean").stdout.startswith("nothing")
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 255])
+def test_a_command_is_run_and_its_status_returned(sem, status):
+    done = sem.client("--", "sh", "-c", f"echo out; echo err >&2; exit {status}")
+    assert (done.stdout, done.stderr, done.returncode) == ("out\n", "err\n", status)
+    assert value(sem) == 2
+
+
+def test_a_command_gets_its_arguments_as_they_stand(sem):
+    done = sem.client("--", "printf", "%s|", "-r", "--", "-n", "x y")
+    assert done.stdout == "-r|--|-n|x y|"
+
+
+def test_the_command_is_run_while_one_is_held(sem):
+    other = shlex.join(sem.argv("client"))
+    done = sem.client("--", "sh", "-c", other)
+    assert done.stdout == "semaphore: 0\n"
+    assert value(sem) == 1
+
+
+def test_a_command_that_does_not_exist(sem):
+    done = sem.client("--", "no-such-command")
+    assert done.stderr == f"{sem.script('client')}: no-such-command: No such file or directory\n"
+    assert done.returncode == 1
+    assert value(sem) == 2
+
+
+def test_a_command_when_it_is_busy(sem):
+    sem.client()
+    sem.client()
+    done = sem.client("--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_passed_on_to_the_command(sem, number):
+    with sem.start("client", "--", "sh", "-c", "echo started; exec sleep 60") as client:
+        client.wait_line("started")
+        assert client.stop(number) == 128 + number
+    assert value(sem) == 2
+
+
+def test_a_command_may_take_its_time_after_sigterm(sem):
+    script = "trap 'echo cleaned; exit 5' TERM; echo started; while :; do sleep 0.05; done"
+    with sem.start("client", "--", "sh", "-c", script) as client:
+        client.wait_line("started")
+        assert client.stop() == 5
+    assert client.out == ["started", "cleaned"]
+    assert value(sem) == 2
+
+
+def test_nohup_is_respected(sem):
+    script = "echo started; kill -HUP $PPID; sleep 0.2; echo still here"
+    done = subprocess.run(
+        ["nohup", *sem.argv("client", "--", "sh", "-c", script)],
+        env=ENV,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.stdout == "started\nstill here\n"
+    assert done.returncode == 0
+
+
+def test_signals_at_random_moments_never_leave_it_taken(sem):
+    """From before the start of the command to after its end: it comes back, or was not taken."""
+    with sem.server():
+        for n in range(40):
+            with sem.start("client", "--", "true") as client:
+                time.sleep(n * 0.003)  # the moment is what the test varies
+                assert client.stop() in (0, 143, -15)
+        assert value(sem) == 2
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_command_once(sem):
+    argv = sem.argv(
+        "client", "--", "sh", "-c", "trap 'echo got one' INT; echo ready; sleep 1; sleep 1; exit 3"
+    )
+    child = pexpect.spawn(argv[0], argv[1:], env=ENV, encoding="utf-8", timeout=20)
+    child.expect_exact("ready")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.before.count("got one") == 1
+    assert child.exitstatus == 3
+    assert value(sem) == 2
+
+
+def test_the_umask_of_the_command_is_the_callers(sem):
+    assert sem.client("--", "sh", "-c", "umask", umask=0o027).stdout == "0027\n"
+
+
+def test_at_most_two_at_once(sem):
+    """A limit on how many run at once: 8 clients, each counts itself while it holds one."""
+    directory = f"/tmp/test-holders-{os.getpid()}-{sem.key}"
+    os.mkdir(directory)
+    try:
+        script = f"touch {directory}/$$; ls {directory} | wc -l; sleep 0.05; rm {directory}/$$"
+        clients = [
+            subprocess.Popen(
+                sem.argv("client", "-w", "--", "sh", "-c", script),
+                stdout=subprocess.PIPE,
+                text=True,
+                env=ENV,
+            )
+            for _ in range(8)
+        ]
+        counts = [int(client.communicate(timeout=60)[0]) for client in clients]
+        assert max(counts) <= 2
+        assert [client.returncode for client in clients] == [0] * 8
+        assert value(sem) == 2
+    finally:
+        os.rmdir(directory)
+
+
+@pytest.fixture
+def sysv(make_pair) -> Pair:
+    return make_pair("sysv", "sem")
+
+
+def test_by(sysv):
+    assert sysv.client("--by", 2).stdout == "semaphore: 0\n"
+    assert sysv.client("-r", "--by", 5).stdout == "semaphore: 5\n"
+    assert sysv.client("--by", 6).returncode == 1
+    assert value(sysv) == 5
+    done = sysv.client("--by", 3, "--", *sysv.argv("client", "-r"))
+    assert done.stdout == "semaphore: 3\n"
+    assert value(sysv) == 6
+    assert sysv.client("--by", 0).returncode == 2
+
+
+def test_zero(sysv):
+    done = sysv.client("--zero")
+    assert done.stderr == f"sysv_sem_client: {sysv.key}: Semaphore is busy\n"
+    with sysv.start("client", "--zero", "-w") as client:
+        until(lambda: waiting(client.pid))
+        sysv.client("--by", 2)
+        assert client.wait() == 0
+    assert client.out == ["semaphore: 0"]
+    assert value(sysv) == 0
+
+
+def test_undo(sysv):
+    assert sysv.client("--undo").stdout == "semaphore: 1\n"
+    assert value(sysv) == 2
+    assert sysv.client("-r", "--undo").stdout == "semaphore: 3\n"
+    assert value(sysv) == 2
+
+
+def test_a_value_over_the_maximum(sysv):
+    sysv.client()
+    done = sysv.client("-r", "--by", "32767")
+    assert done.returncode == 1
+    assert "SEMVMX" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert value(sysv) == 1
+
+
+def test_a_posix_value_over_the_maximum(make_pair):
+    pair = make_pair("posix", "sem")
+    with pair.server("--value", 2**31 - 1):
+        done = pair.client("-r")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_server_says_that_it_was_removed(sem):
+    with sem.server("-i60") as server:
+        server.wait_line("semaphore: 2")
+        sem.remove()
+        assert server.wait(5) == 1
+    assert server.err[0].startswith(f"{sem.script('server')}: {sem.thing}: ")
+    assert "removed" in server.err[0] or "No semaphore exists" in server.err[0]
+
+
+def test_a_holder_outlives_the_removal(sem):
+    done = sem.client("--", "sh", "-c", f"{shlex.join(sem.argv('server', '--clean'))}; exit 6")
+    assert done.returncode == 6
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("size", [0, 1, 100])
+def test_a_posix_semaphore_that_somebody_truncated(make_pair, size):
+    pair = make_pair("posix", "sem")
+    with pair.server("-i0.02") as server:
+        server.wait_line("semaphore: 2")
+        os.truncate(pair.path, size)
+        assert server.wait(5) == 1
+    assert server.err == [f"posix_sem_server: {pair.name}: the semaphore was removed"]
+    if size == 0:
+        for side in ("server", "client"):
+            done = pair.run(side)
+            assert done.returncode == 1
+            assert "is not a semaphore" in done.stderr

@@ -1,0 +1,242 @@
+"""The shared-memory pairs: whole texts, the layout that C shares, truncation and removal."""
+
+import os
+import subprocess
+
+import pexpect
+import posix_ipc
+import pytest
+import sysv_ipc
+from conftest import ENV, Pair, until
+
+
+def contents(pair: Pair) -> bytes:
+    if pair.api == "posix":
+        return pair.path.read_bytes()
+    return sysv_ipc.SharedMemory(pair.key).read()
+
+
+def poke(pair: Pair, data: bytes, offset: int = 0) -> None:
+    """Write without a lock, as a program that is none of ours would."""
+    if pair.api == "posix":
+        with pair.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+    else:
+        sysv_ipc.SharedMemory(pair.key).write(data, offset)
+
+
+def reading(pair: Pair) -> str:
+    done = pair.run("server", "-c1", "-i0")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()[1].partition(" ")[2]
+
+
+def test_the_client_writes_and_the_server_prints(shm):
+    with shm.server("-i0.05") as server:
+        done = shm.client(stdin="Hello, Zoë\n")
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"write to {shm.thing}\n", "")
+        server.wait_line("Hello, Zoë")
+        server.stop()
+    assert server.out[1].endswith(" ")  # the empty text of a new segment
+
+
+def test_the_layout(shm):
+    shm.client(stdin="a longer text\nshort\n")
+    assert contents(shm) == b"short".ljust(4096, b"\0")
+
+
+def test_a_text_that_fills_the_segment(shm):
+    for text in ("x" * 7, "x" * 8, ""):
+        done = shm.client("--size", 8, stdin=f"{text}\n")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert contents(shm) == text.encode().ljust(8, b"\0")
+        assert reading(shm) == text
+
+
+@pytest.mark.parametrize(
+    "text", [b"123456789", b"1\x002", b"1234567\x01", "1234567ë".encode(), b"\xff"]
+)
+def test_a_text_that_does_not_fit_changes_nothing(shm, text):
+    shm.client("--size", 8, stdin="before\n")
+    done = shm.client(stdin=text + b"\n")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{shm.script('client')}: {shm.thing}: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert contents(shm) == b"before\0\0"
+    done = shm.client(stdin=text + b"\nafter\n")
+    assert done.returncode == 1
+    assert contents(shm) == b"after\0\0\0"
+
+
+def test_a_segment_of_one_byte(shm):
+    assert shm.client("--size", 1, stdin="x\n").returncode == 0
+    assert reading(shm) == "x"
+    assert shm.client(stdin="\n").returncode == 0
+    assert reading(shm) == ""
+    assert shm.client(stdin="xy\n").returncode == 1
+    poke(shm, b"\x01")
+    assert reading(shm) == "(incomplete write)"
+
+
+def test_a_write_that_was_cut_short_is_shown_and_mended(shm):
+    shm.client(stdin="the text before\n")
+    poke(shm, b"the te\0t halfway")
+    poke(shm, b"\x01", 4095)
+    assert reading(shm) == "(incomplete write)"
+    shm.client(stdin="new\n")
+    assert contents(shm) == b"new".ljust(4096, b"\0")
+
+
+@pytest.mark.parametrize(
+    "data, shown",
+    [
+        (b"\x1b[2J\x07\r\n\t\x7f", r"\x1b[2J\x07\r\n\t\x7f"),
+        (b"\xff\xfeab", r"\xff\xfeab"),
+        (b"\xed\xa0\x80", r"\xed\xa0\x80"),
+        ("\x85\u202e\u2028".encode(), r"\x85\u202e\u2028"),
+        (b"C string\0and what stood there before", "C string"),
+    ],
+)
+def test_what_comes_out_of_a_segment_is_untrusted(shm, data, shown):
+    shm.client(stdin="")
+    poke(shm, data)
+    assert reading(shm) == shown
+
+
+def test_changes_only(shm):
+    with shm.server("--changes", "-i0.02") as server:
+        for text in ("one", "two"):
+            shm.client(stdin=f"{text}\n")
+            server.wait_line(text)
+        shm.client(stdin="two\nthree\n")
+        server.wait_line("three")
+        server.stop()
+    assert server.texts[1:-1] == ["", "one", "two", "three"]
+
+
+def test_the_count_ends_the_server(shm):
+    with shm.server("-c3", "-i0.02") as server:
+        assert server.wait() == 0
+    assert server.texts == [shm.start_line, "", "", "", shm.end_line]
+
+
+def test_the_size_of_a_new_segment(shm):
+    with shm.server("--size", 10000):
+        assert len(contents(shm)) == 10000
+
+
+@pytest.mark.parametrize("size", [0, 1, 100000])
+def test_a_posix_segment_truncated_or_enlarged_under_both(make_pair, size):
+    pair = make_pair("posix", "shm")
+    with (
+        pair.server("-i0.02") as server,
+        pair.start("client", stdin=subprocess.PIPE) as client,
+    ):
+        client.popen.stdin.write("before\n")
+        client.popen.stdin.flush()
+        server.wait_line("before")
+        os.truncate(pair.path, size)
+        count = len(server.out)
+        until(lambda: len(server.out) > count + 2)
+        client.popen.stdin.write("after\n")
+        client.popen.stdin.flush()
+        if size > 10:
+            server.wait_line("after")
+        else:
+            until(lambda: client.err)
+            assert client.err[0].endswith(f"the text does not fit: 5 bytes, the segment has {size}")
+        client.popen.stdin.close()
+        assert client.wait() == (0 if size > 10 else 1)
+        assert server.stop() == 0
+    assert server.texts[-2] == {0: "", 1: "b", 100000: "after"}[size]
+    assert pair.client(stdin="again\n").returncode == (1 if size == 1 else 0)
+
+
+def test_a_segment_is_removed_under_the_server(shm):
+    shm.client(stdin="text\n")
+    with shm.server("-i60") as server:
+        server.wait_line("text")
+        shm.remove()
+        assert server.wait(5) == 1
+    assert server.err == [f"{shm.script('server')}: {shm.thing}: the segment was removed"]
+
+
+def test_a_segment_is_removed_under_the_client(shm):
+    with shm.start("client", stdin=subprocess.PIPE) as client:
+        client.wait_line("write to")
+        shm.remove()
+        client.popen.stdin.write("text\n")
+        client.popen.stdin.close()
+        assert client.wait() == 1
+    assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
+
+
+def test_clean_removes_the_lock(make_pair):
+    pair = make_pair("sysv", "shm")
+    pair.client(stdin="text\n")
+    sysv_ipc.Semaphore(~pair.key)
+    pair.run("server", "--clean")
+    with pytest.raises(sysv_ipc.ExistentialError):
+        sysv_ipc.Semaphore(~pair.key)
+    sysv_ipc.Semaphore(~pair.key, sysv_ipc.IPC_CREX)
+    assert pair.run("server", "--clean").stdout == f"removed {pair.key}\n"
+
+
+def test_the_semaphore_pair_may_use_the_same_key(make_pair):
+    segment, semaphore = make_pair("sysv", "shm"), make_pair("sysv", "sem")
+    semaphore.key = segment.key
+    semaphore.option = segment.option
+    assert semaphore.client().stdout == "semaphore: 1\n"
+    assert segment.client(stdin="text\n").returncode == 0
+    assert reading(segment) == "text"
+
+
+def test_the_cost_of_a_reading_follows_the_text(shm, tmp_path):
+    """Bytes read, not time: from a segment of 256 MiB no more than from one of 4 KiB."""
+    trace = tmp_path / "trace"
+    shm.client("--size", 2**28, stdin="a short text\n")
+    argv = ["strace", "-e", "pread64", "-o", trace, *shm.argv("server", "-c1")]
+    if shm.api == "sysv":  # reads by memcpy(3), which no system call shows: the peak of memory does
+        argv = ["/usr/bin/time", "-f", "%M", "-o", trace, *shm.argv("server", "-c1")]
+    done = subprocess.run(argv, env=ENV, check=True, stdout=subprocess.PIPE, text=True)
+    assert "a short text" in done.stdout
+    numbers = [
+        int(line.rpartition(" ")[2]) for line in trace.read_text().splitlines() if "+" not in line
+    ]
+    assert sum(numbers) <= (2 * 4096 if shm.api == "posix" else 2**16)
+
+
+def test_a_text_of_a_few_mebibytes(shm):
+    text = "0123456789abcdef" * 2**18
+    assert shm.client("--size", 2**22 + 1, stdin=f"{text}\n").returncode == 0
+    assert reading(shm) == text
+
+
+def test_an_interactive_client(shm):
+    with shm.server("--changes", "-i0.02") as server:
+        argv = shm.argv("client")
+        child = pexpect.spawn(argv[0], argv[1:], env=ENV, encoding="utf-8", timeout=20)
+        child.expect_exact(f"write to {shm.thing}\r\n")
+        child.expect_exact("Please enter something: ")
+        child.sendline("hello, Zoë")
+        child.expect_exact("Please enter something: ")
+        server.wait_line("hello, Zoë")
+        child.sendeof()
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == 0
+        child = pexpect.spawn(argv[0], argv[1:], env=ENV, encoding="utf-8", timeout=20)
+        child.expect_exact("Please enter something: ")
+        child.sendintr()
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.signalstatus == 2
+        assert "Traceback" not in child.before
+
+
+def test_the_posix_memory_is_reserved(make_pair):
+    pair = make_pair("posix", "shm")
+    pair.client("--size", 2**20, stdin="")
+    assert pair.path.stat().st_blocks * 512 == 2**20
+    assert posix_ipc.SharedMemory(pair.name).size == 2**20

@@ -1,0 +1,178 @@
+"""Other users: two uids and root. Modes keep out and let in; a squatter's object is refused."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ENV, PAIRS, SCRIPTS, Pair, Process
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
+
+ALICE, BOB = 64501, 64502
+# The interpreter may lie where these users cannot go, so they are entered when all is imported.
+ENTER = """
+import argparse, atexit, contextlib, datetime, fcntl, itertools, json, math, os
+import collections.abc, signal, socket, subprocess, sys, time, typing
+import posix_ipc, sysv_ipc
+uid, script = int(sys.argv[1]), sys.argv[2]
+sys.argv = sys.argv[2:]
+sys.path[0] = os.path.dirname(script)
+os.setgroups([]); os.setgid(uid); os.setuid(uid)
+exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__"})
+"""
+
+
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory) -> Path:
+    folder = Path("/tmp") / f"test-users-{os.getpid()}"
+    shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def argv_of(scripts):
+    def argv(pair: Pair, uid: int, side: str, *args: object) -> list[str]:
+        python, script, *options = pair.argv(side, *args)
+        return [python, "-B", "-c", ENTER, str(uid), str(scripts / Path(script).name), *options]
+
+    return argv
+
+
+@pytest.fixture
+def run_as(argv_of):
+    def run(pair: Pair, uid: int, side: str, *args: object, stdin: str = "text\n"):
+        return subprocess.run(
+            argv_of(pair, uid, side, *args),
+            input=stdin, capture_output=True, text=True, timeout=20, env=ENV, cwd="/",
+        )  # fmt: skip
+
+    return run
+
+
+def once(pair: Pair) -> list[str]:
+    return ["-c1"] if pair.primitive == "msq" else []
+
+
+def test_mode_600_keeps_another_user_out(pair, run_as):
+    assert run_as(pair, ALICE, "client", *once(pair)).returncode == 0
+    for side in ("server", "client"):
+        done = run_as(pair, BOB, side, *once(pair))
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "ermission" in done.stderr
+        assert ("ls -l /dev/" if pair.api == "posix" else "ipcs -") in done.stderr
+    done = run_as(pair, BOB, "server", "--clean")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert run_as(pair, ALICE, "server", "--clean").stdout == f"removed {pair.thing}\n"
+
+
+@pytest.mark.parametrize("protected", ["0", "2"])
+def test_mode_666_lets_another_user_in(pair, argv_of, run_as, protected):
+    """Whatever fs.protected_regular says of O_CREAT in a sticky directory."""
+    setting = Path("/proc/sys/fs/protected_regular")
+    before = setting.read_text()
+    setting.write_text(protected)
+    try:
+        options = [] if pair.primitive == "msq" else ["-i0.05"]
+        argv = argv_of(pair, ALICE, "server", "--mode", "666", *options)
+        with Process(argv, cwd="/") as server:
+            server.wait_line("start")
+            done = run_as(pair, BOB, "client", *once(pair))
+            assert (done.returncode, done.stderr) == (0, "")
+            shown = {"msq": "{'count': 1}", "shm": "text", "sem": "semaphore: 1"}
+            server.wait_line(shown[pair.primitive])
+            assert server.stop() == 0
+    finally:
+        setting.write_text(before)
+
+
+def test_a_queue_that_others_may_only_send_to(make_pair, api, argv_of, run_as):
+    pair = make_pair(api, "msq")
+    with Process(argv_of(pair, ALICE, "server", "--mode", "622"), cwd="/") as server:
+        server.wait_line("start")
+        done = run_as(pair, BOB, "client", "-c1")
+        assert (done.returncode, done.stderr) == (0, "")
+        server.wait_line("{'count': 1}")
+
+
+@pytest.mark.parametrize("victim", [0, BOB])
+def test_a_squatted_name_is_refused(pair, argv_of, run_as, victim):
+    """Another user made it first, and let everybody in: a server of ours must not use it."""
+    with Process(argv_of(pair, ALICE, "server", "--mode", "666"), cwd="/") as squatter:
+        squatter.wait_line("start")
+        squatter.stop()
+    done = run_as(pair, victim, "server")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"{pair.script('server')}: {pair.thing}: belongs to uid {ALICE}, not to uid {victim}\n"
+    )
+
+
+@pytest.mark.parametrize("primitive", ["msq", "shm", "sem"])
+def test_a_gift_is_refused_too(make_pair, primitive, run_as):
+    """A creator who gives a System V object away (IPC_SET) can still remove and change it."""
+    pair = make_pair("sysv", primitive)
+    kind = {"msq": "MessageQueue", "shm": "SharedMemory", "sem": "Semaphore"}[primitive]
+    program = (
+        "import os, sys, sysv_ipc; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
+        f"thing = sysv_ipc.{kind}(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode=0o666);"
+        "thing.release() if hasattr(thing, 'release') else None; thing.uid = int(sys.argv[3])"
+    )
+    argv = [sys.executable, "-c", program, str(ALICE), str(pair.key), str(BOB)]
+    subprocess.run(argv, check=True, env=ENV, cwd="/")
+    done = run_as(pair, BOB, "server")
+    assert done.returncode == 1
+    assert f"belongs to uid {ALICE}" in done.stderr
+
+
+@pytest.mark.parametrize("pair_of", PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_the_mode_becomes_000_under_both(make_pair, pair_of, argv_of, run_as):
+    """POSIX looks at the mode when an object is opened, System V at every call."""
+    pair = make_pair(*pair_of)
+    options = [] if pair.primitive == "msq" else ["-i0.05"]
+    with Process(argv_of(pair, ALICE, "server", *options), cwd="/") as server:
+        server.wait_line("start")
+        change_mode(pair, 0)
+        if pair.api == "sysv" and pair.primitive == "msq":  # msgrcv(2) is waiting already
+            change_mode(pair, 0o200)
+            run_as(pair, ALICE, "client", "-c1")
+            server.wait_line("{'count': 1}")
+        if pair.api == "sysv":
+            assert server.wait(10) == 1
+            assert len(server.err) == 1
+            assert "ermission" in server.err[0]
+        else:
+            assert run_as(pair, ALICE, "client", *once(pair)).returncode == 1
+            assert server.stop() == 0
+
+
+def change_mode(pair: Pair, mode: int) -> None:
+    import posix_ipc
+    import sysv_ipc
+
+    if pair.api == "sysv":
+        kinds = {
+            "msq": sysv_ipc.MessageQueue,
+            "shm": sysv_ipc.SharedMemory,
+            "sem": sysv_ipc.Semaphore,
+        }
+        kinds[pair.primitive](pair.key).mode = mode
+    elif pair.primitive == "msq":
+        queue = posix_ipc.MessageQueue(pair.name)
+        os.fchmod(queue.mqd, mode)
+        queue.close()
+    else:
+        pair.path.chmod(mode)
+
+
+def test_the_owner_is_never_taken_from_a_client(pair, run_as):
+    """A client uses what its mode lets it use, whoever the owner is: root does."""
+    assert run_as(pair, ALICE, "client", *once(pair)).returncode == 0
+    done = run_as(pair, 0, "client", *once(pair))
+    assert (done.returncode, done.stderr) == (0, "")
