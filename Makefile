@@ -92,7 +92,7 @@ $(VENV)/.setup-tests: $(VENV)/.setup tests/requirements.txt
 
 .PHONY: test
 test: $(VENV)/.setup-tests
-	'$(VENV)/bin/python' -m pytest $(ARGS) tests
+	'$(VENV)/bin/python' -m pytest -q -n 4 $(ARGS) tests
 
 .PHONY: lint
 lint: $(VENV)/.setup-tests

@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import NoReturn, TextIO
 
 SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
 STOP = {signal.SIGINT, signal.SIGTERM}
@@ -35,8 +34,8 @@ def seconds(text: str) -> float:
     return float(text)
 
 
-def line(text: str, file: TextIO | None = None) -> None:
-    print(f"{datetime.now().time().isoformat('microseconds')} {text}", file=file)
+def line(text: str) -> str:
+    return f"{datetime.now().time().isoformat('microseconds')} {text}"
 
 
 def compare(thing: object, what: str, given: int | None, actual: int, form: str = "d") -> None:
@@ -46,13 +45,14 @@ def compare(thing: object, what: str, given: int | None, actual: int, form: str 
         print(SCRIPT, thing, text, sep=": ", file=sys.stderr)
 
 
-def fail(thing: object, error: object, cures: Mapping[str, str] = {}) -> NoReturn:
-    """Exit with status 1 and one line on standard error: SCRIPT: OBJECT: reason: cure."""
+def failure(thing: object, error: object, cures: Mapping[str, str] = {}) -> SystemExit:
+    """Return the SystemExit with status 1 that prints `SCRIPT: OBJECT: reason`, and the cure."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit tries again what stdout refused
     if isinstance(error, BrokenPipeError):  # `| head -3` has had enough
-        sys.exit(128 + signal.SIGPIPE)
+        return SystemExit(128 + signal.SIGPIPE)
     reason = str(getattr(error, "strerror", None) or error)
-    sys.exit(": ".join([SCRIPT, str(thing), reason, *(cures[p] for p in cures if p in reason)]))
+    parts = [SCRIPT, str(thing), reason, *(cures[key] for key in cures if key in reason)]
+    return SystemExit(": ".join(parts))
 
 
 def note_signals() -> set[int]:

@@ -75,7 +75,7 @@ def send(queue: posix_ipc.MessageQueue, args: argparse.Namespace) -> int:
             raise posix_ipc.ExistentialError("the queue was removed")
         queue.send(body, timeout=args.timeout, priority=args.priority)
         if not args.quiet:
-            common.line(text)
+            print(common.line(text))
     return 1 if refused else 0
 
 
@@ -102,11 +102,11 @@ def main() -> int:
     if args.count is None and not args.stdin:
         args.count = 15
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:
-        common.fail(args.name, "this system has no POSIX message queues")
+        raise common.failure(args.name, "this system has no POSIX message queues")
     try:
         return send(open_queue(args.name), args)
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.name, error, CURES)
+        raise common.failure(args.name, error, CURES) from error
 
 
 if __name__ == "__main__":

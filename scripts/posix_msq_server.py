@@ -52,7 +52,7 @@ def open_queue(args: argparse.Namespace) -> posix_ipc.MessageQueue:
     )
     stat = os.fstat(queue.mqd)  # on Linux the descriptor of a queue is a file descriptor
     if stat.st_uid != os.geteuid():
-        common.fail(args.name, f"belongs to uid {stat.st_uid}, not to uid {os.geteuid()}")
+        raise common.failure(args.name, f"belongs to uid {stat.st_uid}, not to uid {os.geteuid()}")
     common.compare(args.name, "--mode", args.mode, stat.st_mode & 0o777, "o")
     common.compare(args.name, "--max-messages", args.max_messages, queue.max_messages)
     common.compare(args.name, "--max-message-size", args.max_message_size, queue.max_message_size)
@@ -65,9 +65,9 @@ def show(body: bytes, as_json: bool) -> None:
         value = DECODER.decode(body.decode())
         text = json.dumps(value, allow_nan=False) if as_json else repr(value)
     except (ValueError, RecursionError):
-        common.line(repr(body), sys.stderr if as_json else None)
+        print(common.line(repr(body)), file=sys.stderr if as_json else sys.stdout)
     else:
-        print(text) if as_json else common.line(text)
+        print(text if as_json else common.line(text))
 
 
 def serve(queue: posix_ipc.MessageQueue, args: argparse.Namespace) -> None:
@@ -80,7 +80,7 @@ def serve(queue: posix_ipc.MessageQueue, args: argparse.Namespace) -> None:
         if signal.SIGALRM in noted:  # about once a second
             noted.discard(signal.SIGALRM)
             if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
-                common.fail(args.name, "the queue was removed")
+                raise common.failure(args.name, "the queue was removed")
         try:
             body, _priority = queue.receive()
         except posix_ipc.SignalError:
@@ -111,11 +111,11 @@ def main() -> None:
     add("--clean", action="store_true", help="remove the queue and exit")
     args = parser.parse_args()
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:
-        common.fail(args.name, "this system has no POSIX message queues")
+        raise common.failure(args.name, "this system has no POSIX message queues")
     try:
         clean(args.name) if args.clean else serve(open_queue(args), args)
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.name, error, CURES)
+        raise common.failure(args.name, error, CURES) from error
 
 
 if __name__ == "__main__":

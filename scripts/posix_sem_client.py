@@ -39,7 +39,7 @@ def open_semaphore(name: str, flags: int) -> posix_ipc.Semaphore:
     sem = posix_ipc.Semaphore(name, flags, mode=0o600, initial_value=2)
     os.umask(umask)
     if os.stat(f"/dev/shm/sem.{name[1:]}").st_size == 0:  # truncated: to touch it would be a SIGBUS
-        common.fail(name, "is not a semaphore: posix_sem_server.py --clean removes it")
+        raise common.failure(name, "is not a semaphore: posix_sem_server.py --clean removes it")
     return sem
 
 
@@ -61,7 +61,7 @@ def hold(command: list[str], noted: set[int]) -> int:
     try:
         process = subprocess.Popen(command)
     except OSError as error:
-        common.fail(command[0], error)
+        raise common.failure(command[0], error) from error
 
     def forward(number: int, _frame: object) -> None:
         if number != signal.SIGINT or not os.isatty(0):  # a terminal sends Ctrl-C to both of us
@@ -89,7 +89,7 @@ def main() -> None:
     if args.release and args.command:
         parser.error("-r takes no command")
     if not posix_ipc.SEMAPHORE_VALUE_SUPPORTED:
-        common.fail(args.name, "this system does not tell the value of a semaphore")
+        raise common.failure(args.name, "this system does not tell the value of a semaphore")
     try:
         if args.release:
             sem = open_semaphore(args.name, 0)
@@ -105,7 +105,7 @@ def main() -> None:
                 sem.release()
         print(f"semaphore: {sem.value}")
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.name, error, CURES)
+        raise common.failure(args.name, error, CURES) from error
 
 
 if __name__ == "__main__":

@@ -46,9 +46,9 @@ def open_semaphore(args: argparse.Namespace) -> posix_ipc.Semaphore:
     sem = posix_ipc.Semaphore(args.name, posix_ipc.O_CREAT, mode=mode, initial_value=value)
     stat = os.stat(f"/dev/shm/sem.{args.name[1:]}")  # sem_overview(7)
     if stat.st_uid != os.geteuid():
-        common.fail(args.name, f"belongs to uid {stat.st_uid}, not to uid {os.geteuid()}")
+        raise common.failure(args.name, f"belongs to uid {stat.st_uid}, not to uid {os.geteuid()}")
     if stat.st_size == 0:  # somebody truncated it, and to look at its value would be a SIGBUS
-        common.fail(args.name, "is not a semaphore: remove it with --clean")
+        raise common.failure(args.name, "is not a semaphore: remove it with --clean")
     common.compare(args.name, "--mode", args.mode, stat.st_mode & 0o777, "o")
     common.compare(args.name, "--value", args.value, sem.value)
     return sem
@@ -61,10 +61,10 @@ def serve(sem: posix_ipc.Semaphore, args: argparse.Namespace) -> None:
     previous, due, this = None, 0.0, identity(args.name)
     while not common.stopped(min(max(due - time.monotonic(), 0.01), 1)):
         if identity(args.name) != this:  # what is unlinked lives on while it is open
-            common.fail(args.name, "the semaphore was removed")
+            raise common.failure(args.name, "the semaphore was removed")
         if time.monotonic() >= due:
             if (value := sem.value) != previous:
-                common.line(f"semaphore: {value}")
+                print(common.line(f"semaphore: {value}"))
             previous, due = value, time.monotonic() + args.interval
     print(f"end semaphore server: {args.name}")
 
@@ -88,11 +88,11 @@ def main() -> None:
     add("--clean", action="store_true", help="remove the semaphore and exit")
     args = parser.parse_args()
     if not posix_ipc.SEMAPHORE_VALUE_SUPPORTED:
-        common.fail(args.name, "this system does not tell the value of a semaphore")
+        raise common.failure(args.name, "this system does not tell the value of a semaphore")
     try:
         clean(args.name) if args.clean else serve(open_semaphore(args), args)
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.name, error, CURES)
+        raise common.failure(args.name, error, CURES) from error
 
 
 if __name__ == "__main__":

@@ -3,9 +3,8 @@
     posix_shm_client.py             type lines; Ctrl-D ends it
     date | posix_shm_client.py      the same from a pipe
 
-Shows shm_open(3), posix_fallocate(3), flock(2) as the lock of a segment, and how to write so that
-nobody sees half a text: the text in UTF-8 from the first byte, a NUL after it unless it fills the
-segment, and 0x01 in the last byte while a write lasts, so that one that was cut short is seen.
+Shows shm_open(3), flock(2) as the lock, and how to write so that nobody sees half a text: UTF-8
+from the first byte, a NUL unless it fills the segment, 0x01 last while it is written.
 Read shm_overview(7), then posix_shm_server.py; sysv_shm_client.py is its System V twin.
 """
 
@@ -118,7 +117,7 @@ def main() -> int:
         common.compare(args.name, "--size", args.size, os.fstat(shm.fd).st_size)
         return write_lines(shm, args.name)
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.name, error, CURES)
+        raise common.failure(args.name, error, CURES) from error
 
 
 if __name__ == "__main__":

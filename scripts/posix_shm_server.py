@@ -36,21 +36,18 @@ def segment_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to 255 bytes without one")
 
 
-def open_segment(args: argparse.Namespace) -> posix_ipc.SharedMemory:
+def open_segment(name: str, mode: int, size: int) -> posix_ipc.SharedMemory:
     os.umask(0)  # or shm_open(3) takes the umask off the mode
-    mode = 0o600 if args.mode is None else args.mode
     try:
-        shm = posix_ipc.SharedMemory(args.name, posix_ipc.O_CREX, mode=mode)
+        shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=mode)
     except posix_ipc.ExistentialError:
         # O_CREAT would not do: fs.protected_regular forbids it on another user's (proc(5)).
-        shm = posix_ipc.SharedMemory(args.name)
-    if (uid := os.fstat(shm.fd).st_uid) != os.geteuid():
-        common.fail(args.name, f"belongs to uid {uid}, not to uid {os.geteuid()}")
+        shm = posix_ipc.SharedMemory(name)
     if os.fstat(shm.fd).st_size == 0:
         fcntl.flock(shm.fd, fcntl.LOCK_EX)
         if os.fstat(shm.fd).st_size == 0:  # still, so no other process was faster
             try:
-                os.posix_fallocate(shm.fd, 0, args.size or 4096)  # ftruncate(2) reserves no memory
+                os.posix_fallocate(shm.fd, 0, size)  # ftruncate(2) would reserve no memory
             except OSError:
                 shm.unlink()
                 raise
@@ -63,10 +60,9 @@ def read_text(shm: posix_ipc.SharedMemory) -> bytearray:
     size = os.fstat(shm.fd).st_size
     if size and os.pread(shm.fd, 1, size - 1) == WRITING:
         return bytearray(b"(incomplete write)")
-    text, part, length = bytearray(), b"", 4096
-    while b"\0" not in part and (part := os.pread(shm.fd, length, len(text))):
+    text, part = bytearray(), b""
+    while b"\0" not in part and (part := os.pread(shm.fd, 2**20 if text else 4096, len(text))):
         text += part
-        length = 2**20
     return text.partition(b"\0")[0]
 
 
@@ -76,14 +72,21 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def serve(shm: posix_ipc.SharedMemory, args: argparse.Namespace) -> None:
+def serve(args: argparse.Namespace) -> None:
+    mode = 0o600 if args.mode is None else args.mode
+    shm = open_segment(args.name, mode, args.size or 4096)
+    stat = os.fstat(shm.fd)
+    if (uid := stat.st_uid) != os.geteuid():
+        raise common.failure(args.name, f"belongs to uid {uid}, not to uid {os.geteuid()}")
+    common.compare(args.name, "--mode", args.mode, stat.st_mode & 0o777, "o")
+    common.compare(args.name, "--size", args.size, stat.st_size)
     common.stopped(0)  # from here on a signal waits for the loop
     print(f"start shared memory server: {args.name}")
     common.ready()
     readings, previous, due = 0, None, 0.0
     while readings != args.count and not common.stopped(min(max(due - time.monotonic(), 0.01), 1)):
         if os.fstat(shm.fd).st_nlink == 0:  # what is unlinked lives on while it is open
-            common.fail(args.name, "the segment was removed")
+            raise common.failure(args.name, "the segment was removed")
         if time.monotonic() < due:
             continue
         try:
@@ -95,7 +98,7 @@ def serve(shm: posix_ipc.SharedMemory, args: argparse.Namespace) -> None:
         text = read_text(shm)
         fcntl.flock(shm.fd, fcntl.LOCK_UN)
         if text != previous or not args.changes:
-            common.line(printable(text.decode(errors="backslashreplace")))
+            print(common.line(printable(text.decode(errors="backslashreplace"))))
         readings, previous, due = readings + 1, text, time.monotonic() + args.interval
     print(f"end shared memory server: {args.name}")
 
@@ -121,15 +124,9 @@ def main() -> None:
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
     try:
-        if args.clean:
-            return clean(args.name)
-        shm = open_segment(args)
-        stat = os.fstat(shm.fd)
-        common.compare(args.name, "--mode", args.mode, stat.st_mode & 0o777, "o")
-        common.compare(args.name, "--size", args.size, stat.st_size)
-        serve(shm, args)
+        clean(args.name) if args.clean else serve(args)
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.name, error, CURES)
+        raise common.failure(args.name, error, CURES) from error
 
 
 if __name__ == "__main__":

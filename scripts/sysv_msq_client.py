@@ -74,7 +74,7 @@ def send(queue: sysv_ipc.MessageQueue, args: argparse.Namespace) -> int:
             raise ValueError(f"{len(body)} bytes are more than msg_qbytes, {limit}")
         queue.send(body, block=not args.no_wait, type=args.type)
         if not args.quiet:
-            common.line(text)
+            print(common.line(text))
     return 1 if refused else 0
 
 
@@ -97,7 +97,7 @@ def main() -> int:
     try:
         return send(open_queue(args.key), args)
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.key, error, CURES)
+        raise common.failure(args.key, error, CURES) from error
 
 
 if __name__ == "__main__":

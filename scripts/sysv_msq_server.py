@@ -40,9 +40,9 @@ def open_queue(args: argparse.Namespace) -> sysv_ipc.MessageQueue:
     # A message longer than the buffer of msgrcv(2) stays in the queue for good; none is longer
     # than msg_qbytes.
     queue = sysv_ipc.MessageQueue(args.key, mode=0o400, max_message_size=queue.max_size)
-    for uid in (queue.uid, queue.cuid):  # a creator who gave the queue away keeps all his rights
-        if uid != os.geteuid():
-            common.fail(args.key, f"belongs to uid {uid}, not to uid {os.geteuid()}")
+    # A creator (cuid) keeps all rights, even when he has given the object away (uid).
+    if others := {queue.uid, queue.cuid} - {(me := os.geteuid())}:
+        raise common.failure(args.key, f"belongs to uid {min(others)}, not to uid {me}")
     common.compare(args.key, "--mode", args.mode, queue.mode & 0o777, "o")
     return queue
 
@@ -53,9 +53,9 @@ def show(body: bytes, as_json: bool) -> None:
         value = DECODER.decode(body.decode())
         text = json.dumps(value, allow_nan=False) if as_json else repr(value)
     except (ValueError, RecursionError):
-        common.line(repr(body), sys.stderr if as_json else None)
+        print(common.line(repr(body)), file=sys.stderr if as_json else sys.stdout)
     else:
-        print(text) if as_json else common.line(text)
+        print(text if as_json else common.line(text))
 
 
 def serve(queue: sysv_ipc.MessageQueue, args: argparse.Namespace) -> None:
@@ -104,7 +104,7 @@ def main() -> None:
     try:
         clean(args.key) if args.clean else serve(open_queue(args), args)
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.key, error, CURES)
+        raise common.failure(args.key, error, CURES) from error
 
 
 if __name__ == "__main__":

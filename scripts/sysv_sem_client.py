@@ -45,7 +45,9 @@ def open_semaphore(key: int, create: bool) -> sysv_ipc.Semaphore:
     end = time.monotonic() + 3
     while not sem.o_time:  # its creator is not done
         if time.monotonic() > end:
-            common.fail(key, "never got its value: did its creator die? `ipcrm -S KEY` removes it")
+            raise common.failure(
+                key, "never got its value: did its creator die? `ipcrm -S KEY` removes it"
+            )
         time.sleep(0.01)
     return sem
 
@@ -60,14 +62,14 @@ def acquire(sem: sysv_ipc.Semaphore, args: argparse.Namespace, noted: set[int]) 
             sem.Z() if args.zero else sem.acquire(delta=args.by)
             return
         except sysv_ipc.BusyError:
-            common.fail(args.key, "Semaphore is busy")
+            raise common.failure(args.key, "Semaphore is busy") from None
         except sysv_ipc.Error as error:
             if type(error) is not sysv_ipc.Error:  # EINTR has no class of its own
                 raise
         if stop := noted & common.STOP:
             sys.exit(128 + min(stop))
         if time.monotonic() >= end:
-            common.fail(args.key, "Semaphore is busy")
+            raise common.failure(args.key, "Semaphore is busy")
 
 
 def hold(command: list[str], noted: set[int]) -> int:
@@ -77,7 +79,7 @@ def hold(command: list[str], noted: set[int]) -> int:
     try:
         process = subprocess.Popen(command)
     except OSError as error:
-        common.fail(command[0], error)
+        raise common.failure(command[0], error) from error
 
     def forward(number: int, _frame: object) -> None:
         if number != signal.SIGINT or not os.isatty(0):  # a terminal sends Ctrl-C to both of us
@@ -123,7 +125,7 @@ def main() -> None:
                     sem.release(delta=args.by)
         print(f"semaphore: {sem.value}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.key, error, CURES)
+        raise common.failure(args.key, error, CURES) from error
 
 
 if __name__ == "__main__":

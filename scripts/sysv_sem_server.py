@@ -39,13 +39,15 @@ def open_semaphore(args: argparse.Namespace) -> sysv_ipc.Semaphore:
         new.release(delta=value) if value else new.Z()
         new.mode = mode
     sem = sysv_ipc.Semaphore(args.key, mode=0)
-    for uid in (sem.uid, sem.cuid):  # a creator who gave it away keeps all his rights
-        if uid != os.geteuid():
-            common.fail(args.key, f"belongs to uid {uid}, not to uid {os.geteuid()}")
+    # A creator (cuid) keeps all rights, even when he has given the object away (uid).
+    if others := {sem.uid, sem.cuid} - {(me := os.geteuid())}:
+        raise common.failure(args.key, f"belongs to uid {min(others)}, not to uid {me}")
     end = time.monotonic() + 3
     while not sem.o_time:  # its creator is not done
         if time.monotonic() > end:
-            common.fail(args.key, "never got its value: did its creator die? --clean removes it")
+            raise common.failure(
+                args.key, "never got its value: did its creator die? --clean removes it"
+            )
         time.sleep(0.01)
     common.compare(args.key, "--mode", args.mode, sem.mode & 0o777, "o")
     common.compare(args.key, "--value", args.value, sem.value)
@@ -61,7 +63,7 @@ def serve(sem: sysv_ipc.Semaphore, args: argparse.Namespace) -> None:
         value = sem.value  # fails when the semaphore was removed
         if time.monotonic() >= due:
             if value != previous:
-                common.line(f"semaphore: {value}")
+                print(common.line(f"semaphore: {value}"))
             previous, due = value, time.monotonic() + args.interval
     print(f"end semaphore server: {args.key}")
 
@@ -87,7 +89,7 @@ def main() -> None:
     try:
         clean(args.key) if args.clean else serve(open_semaphore(args), args)
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.key, error, CURES)
+        raise common.failure(args.key, error, CURES) from error
 
 
 if __name__ == "__main__":

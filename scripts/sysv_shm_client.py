@@ -3,9 +3,8 @@
     sysv_shm_client.py              type lines; Ctrl-D ends it
     date | sysv_shm_client.py       the same from a pipe
 
-Shows shmget(2), shmat(2), a semaphore as the lock of a segment, and how to write so that nobody
-sees half a text: the text in UTF-8 from the first byte, a NUL after it unless it fills the
-segment, and 0x01 in the last byte while a write lasts, so that one that was cut short is seen.
+Shows shmget(2), shmat(2), a semaphore as the lock, and how to write so that nobody sees half a
+text: UTF-8 from the first byte, a NUL unless it fills the segment, 0x01 last while it is written.
 Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 """
 
@@ -42,7 +41,9 @@ def open_lock(key: int) -> sysv_ipc.Semaphore:
     end = time.monotonic() + 3
     while not lock.o_time:  # its creator is not done
         if time.monotonic() > end:
-            common.fail(key, "the lock never got its value: sysv_shm_server.py --clean removes it")
+            raise common.failure(
+                key, "the lock never got its value: sysv_shm_server.py --clean removes it"
+            )
         time.sleep(0.01)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     return lock
@@ -132,7 +133,7 @@ def main() -> int:
         common.compare(args.key, "--size", args.size, shm.size)
         return write_lines(shm, lock, args.key)
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.key, error, CURES)
+        raise common.failure(args.key, error, CURES) from error
 
 
 if __name__ == "__main__":

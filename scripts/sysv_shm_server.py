@@ -4,8 +4,7 @@
     sysv_shm_client.py              which writes the lines that are typed
     sysv_shm_server.py --clean      removes the segment and its lock
 
-Shows shmget(2), shmat(2), shmctl(2), a semaphore as the lock of a segment, and how to read whole
-texts only, whoever dies.
+Shows shmget(2), shmat(2), a semaphore as the lock, and how to read whole texts, whoever dies.
 Read sysvipc(7), then sysv_shm_client.py; posix_shm_server.py is its POSIX twin.
 """
 
@@ -41,23 +40,23 @@ def open_lock(key: int, mode: int) -> sysv_ipc.Semaphore:
     end = time.monotonic() + 3
     while not lock.o_time:  # its creator is not done
         if time.monotonic() > end:
-            common.fail(key, "the lock never got its value: sysv_shm_server.py --clean removes it")
+            raise common.failure(
+                key, "the lock never got its value: sysv_shm_server.py --clean removes it"
+            )
         time.sleep(0.01)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     return lock
 
 
-def open_segment(args: argparse.Namespace) -> sysv_ipc.SharedMemory:
+def open_segment(key: int, mode: int, size: int) -> sysv_ipc.SharedMemory:
     with contextlib.suppress(sysv_ipc.ExistentialError):
-        return sysv_ipc.SharedMemory(args.key, mode=0o400)  # attached read-only, by this mode
-    mode = 0o600 if args.mode is None else args.mode
-    size = args.size or 4096
+        return sysv_ipc.SharedMemory(key, mode=0o400)  # attached read-only, by this mode
     try:
         # Not IPC_CREX: the package would fill the segment, when others may have written to it.
-        return sysv_ipc.SharedMemory(args.key, sysv_ipc.IPC_CREAT, mode=mode, size=size)
+        return sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode=mode, size=size)
     except ValueError:
         with contextlib.suppress(sysv_ipc.ExistentialError):
-            return sysv_ipc.SharedMemory(args.key, mode=0o400)  # somebody made a smaller one
+            return sysv_ipc.SharedMemory(key, mode=0o400)  # somebody made a smaller one
         raise
 
 
@@ -65,11 +64,10 @@ def read_text(shm: sysv_ipc.SharedMemory) -> bytearray:
     size = shm.size
     if shm.read(1, size - 1) == WRITING:
         return bytearray(b"(incomplete write)")
-    text, part, length = bytearray(), b"", 4096
+    text, part = bytearray(), b""
     while b"\0" not in part and len(text) < size:
-        part = shm.read(length, len(text))
+        part = shm.read(2**20 if text else 4096, len(text))
         text += part
-        length = 2**20
     return text.partition(b"\0")[0]
 
 
@@ -79,14 +77,23 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def serve(shm: sysv_ipc.SharedMemory, lock: sysv_ipc.Semaphore, args: argparse.Namespace) -> None:
+def serve(args: argparse.Namespace) -> None:
+    mode = 0o600 if args.mode is None else args.mode
+    lock = open_lock(args.key, mode)
+    shm = open_segment(args.key, mode, args.size or 4096)
+    # A creator (cuid) keeps all rights, even when he has given the object away (uid).
+    if others := {shm.uid, shm.cuid, lock.uid, lock.cuid} - {(me := os.geteuid())}:
+        raise common.failure(args.key, f"belongs to uid {min(others)}, not to uid {me}")
+    common.compare(args.key, "--mode", args.mode, shm.mode & 0o777, "o")
+    common.compare(args.key, "--size", args.size, shm.size)
+    lock.block = False  # IPC_NOWAIT
     common.stopped(0)  # from here on a signal waits for the loop
     print(f"start shared memory server: {args.key}")
     common.ready()
     readings, previous, due = 0, None, 0.0
     while readings != args.count and not common.stopped(min(max(due - time.monotonic(), 0.01), 1)):
         if shm.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
-            common.fail(args.key, "the segment was removed")
+            raise common.failure(args.key, "the segment was removed")
         if time.monotonic() < due:
             continue
         try:
@@ -96,18 +103,18 @@ def serve(shm: sysv_ipc.SharedMemory, lock: sysv_ipc.Semaphore, args: argparse.N
         text = read_text(shm)
         lock.release()
         if text != previous or not args.changes:
-            common.line(printable(text.decode(errors="backslashreplace")))
+            print(common.line(printable(text.decode(errors="backslashreplace"))))
         readings, previous, due = readings + 1, text, time.monotonic() + args.interval
     print(f"end shared memory server: {args.key}")
 
 
 def clean(key: int) -> None:
-    found = False
+    done = f"nothing to remove: {key}"
     for kind, its_key in ((sysv_ipc.SharedMemory, key), (sysv_ipc.Semaphore, ~key)):
         with contextlib.suppress(sysv_ipc.ExistentialError):
             kind(its_key, mode=0).remove()
-            found = True
-    print(f"removed {key}" if found else f"nothing to remove: {key}")
+            done = f"removed {key}"
+    print(done)
 
 
 def main() -> None:
@@ -123,19 +130,9 @@ def main() -> None:
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
     try:
-        if args.clean:
-            return clean(args.key)
-        lock = open_lock(args.key, 0o600 if args.mode is None else args.mode)
-        shm = open_segment(args)
-        for uid in (shm.uid, shm.cuid, lock.uid, lock.cuid):  # a creator keeps all rights
-            if uid != os.geteuid():
-                common.fail(args.key, f"belongs to uid {uid}, not to uid {os.geteuid()}")
-        common.compare(args.key, "--mode", args.mode, shm.mode & 0o777, "o")
-        common.compare(args.key, "--size", args.size, shm.size)
-        lock.block = False  # IPC_NOWAIT
-        serve(shm, lock, args)
+        clean(args.key) if args.clean else serve(args)
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        common.fail(args.key, error, CURES)
+        raise common.failure(args.key, error, CURES) from error
 
 
 if __name__ == "__main__":

@@ -142,7 +142,10 @@ class Pair:
     def server(self, *args: object, **options: object) -> Iterator[Process]:
         with self.start("server", *args, **options) as process:
             until(
-                lambda: process.out or process.err or process.popen.poll() is not None,
+                lambda: (
+                    any(line.startswith("start ") for line in process.out + process.err)
+                    or process.popen.poll() is not None
+                ),
                 f"the start of {process.popen.args}",
             )
             yield process

@@ -1,6 +1,7 @@
 """The Makefile, as its user runs it: from a clone, in a folder with a space in its name."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -179,8 +180,13 @@ def test_status_shows_every_object(checkout, make_pair):
             assert "mount -t mqueue" in done.stdout
 
 
-def demo_objects() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if "demo-" in name}
+def left_by_the_demo(output: str) -> list[str]:
+    """What there is of the objects whose names and keys it printed."""
+    there = subprocess.check_output(["ipcs"], text=True) + " ".join(os.listdir("/dev/shm"))
+    names = set(re.findall(r"-n /(\S+)", output))
+    keys = {f"{int(key):#010x}" for key in re.findall(r"-k (\d+)", output)}
+    assert names
+    return [thing for thing in names | keys if thing in there]
 
 
 def test_the_demo(checkout):
@@ -191,21 +197,20 @@ def test_the_demo(checkout):
             assert f"python {api}_{primitive}_{side}.py" in done.stdout
     assert len(done.stderr.splitlines()) == 2
     assert all(line.endswith(": Semaphore is busy") for line in done.stderr.splitlines())
-    assert demo_objects() == set()
+    assert left_by_the_demo(done.stdout) == []
 
 
 @pytest.mark.parametrize("moment", ["posix_msq_client", "posix_shm_client", "sysv_sem_client"])
 def test_an_interrupted_demo_leaves_nothing(checkout, moment):
-    before = subprocess.check_output(["ipcs"], text=True).count("0x0")
     child = pexpect.spawn(
         "make", ["demo"], cwd=str(checkout), env=ENV, encoding="utf-8", timeout=60
     )
     child.expect_exact(f"{moment}.py")
+    output = child.before
     child.sendintr()
     child.expect(pexpect.EOF)
     child.close()
-    assert demo_objects() == set()
-    assert subprocess.check_output(["ipcs"], text=True).count("0x0") <= before
+    assert left_by_the_demo(output + child.before) == []
 
 
 def test_setup_in_a_new_clone(checkout, tmp_path):
