@@ -92,7 +92,7 @@ $(VENV)/.setup-tests: $(VENV)/.setup tests/requirements.txt
 
 .PHONY: test
 test: $(VENV)/.setup-tests
-	'$(VENV)/bin/python' -m pytest -q -n 4 $(ARGS) tests
+	'$(VENV)/bin/python' -m pytest -q -n 4 --dist loadgroup $(ARGS) tests
 
 .PHONY: lint
 lint: $(VENV)/.setup-tests
@@ -100,6 +100,31 @@ lint: $(VENV)/.setup-tests
 	'$(VENV)/bin/ruff' format --check .
 	'$(VENV)/bin/mypy'
 	'$(VENV)/bin/shellcheck' .ci/run tests/*.sh
+
+UNITS = $(PAIRS:%=ipc-%-server.service) ipc-servers.target ipc-posix-msq-server.socket
+units = "$${XDG_CONFIG_HOME:-$$HOME/.config}/systemd/user"
+have-user-manager = systemctl --user show-environment >/dev/null 2>&1 || \
+	{ echo 'no systemd user manager can be reached: systemctl --user does not work here' >&2; exit 1; }
+
+# The short names are links within the folder: to systemd those are other names of the same unit.
+.PHONY: systemd-install systemd-uninstall
+systemd-install: setup
+	@$(have-user-manager)
+	mkdir -p $(units)/ipc-.service.d
+	cd systemd && ln -sf "$$PWD"/*.service "$$PWD"/*.target "$$PWD"/*.socket $(units)/
+	ln -sf "$$PWD"/systemd/ipc-.service.d/* $(units)/ipc-.service.d/
+	for short in msq shm sem; do \
+	ln -sf ipc-posix-$$short-server.service $(units)/ipc-$$short-server.service; done
+	systemctl --user daemon-reload
+systemd-uninstall:
+	@$(have-user-manager)
+	systemctl --user --quiet stop $(UNITS) 2>/dev/null || true
+	systemctl --user --quiet disable $(UNITS) 2>/dev/null || true
+	rm -f $(units)/ipc-.service.d/common.conf
+	rmdir $(units)/ipc-.service.d 2>/dev/null || true
+	for short in msq shm sem; do rm -f $(units)/ipc-$$short-server.service; done
+	systemctl --user daemon-reload
+	systemctl --user reset-failed
 
 .PHONY: distclean
 distclean:

@@ -37,12 +37,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.longrepr = f"skipped, where everything must run: {report.longrepr}"
 
 
-def until(condition: Callable[[], object], what: str = "", timeout: float = 20) -> None:
+def until(
+    condition: Callable[[], object], what: str = "", timeout: float = 20, pause: float = 0.005
+) -> None:
     """Wait for a condition; fail, and say for what, when it does not come."""
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"waited {timeout} s in vain: {what or condition}"
-        time.sleep(0.005)
+        time.sleep(pause)
 
 
 class Process:
