@@ -16,7 +16,7 @@
 ##   make distclean          remove .venv and caches too
 ##
 ## Variables: NAME=/other, KEY=300, COUNT=5, INTERVAL=0.1, ARGS='any other options',
-##            PYTHON=python3.12, VENV=.venv
+##            PYTHON=python3.12, VENV=.venv, MINUTES=1, FORMAT=markdown
 
 PYTHON = python3
 VENV = .venv
@@ -93,6 +93,15 @@ $(VENV)/.setup-tests: $(VENV)/.setup tests/requirements.txt
 .PHONY: test
 test: $(VENV)/.setup-tests
 	'$(VENV)/bin/python' -m pytest -q -n 4 --dist loadgroup $(ARGS) tests
+
+MINUTES = 10
+.PHONY: soak
+soak: $(VENV)/.setup-tests
+	'$(VENV)/bin/python' tests/soak.py $(MINUTES)
+
+.PHONY: bench
+bench: $(VENV)/.setup
+	'$(VENV)/bin/python' tests/bench/bench.py $(FORMAT)
 
 .PHONY: lint
 lint: $(VENV)/.setup-tests

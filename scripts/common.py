@@ -5,15 +5,16 @@ import atexit
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from functools import partial
 
 SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
 STOP = {signal.SIGINT, signal.SIGTERM}
-
+raw = partial(argparse.RawDescriptionHelpFormatter, width=99)  # None would import shutil
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a script as it ends cat(1): no traceback
-if hasattr(sys.stdout, "reconfigure"):  # a line is out at once, whatever its characters
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+sys.stdout = sys.stdout or open(os.devnull, "w")  # `>&-` closes it
+sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def integer(low: int, high: int, base: int = 10) -> Callable[[str], int]:
@@ -29,17 +30,17 @@ def integer(low: int, high: int, base: int = 10) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> float:
-    if not 0 <= float(text) <= 1e9:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1000000000")
-    return float(text)
+    if 0 <= float(text) <= 1e9:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1000000000")
 
 
 def line(text: str) -> str:
-    return f"{datetime.now().time().isoformat('microseconds')} {text}"
+    now, fraction = divmod(time.time_ns(), 10**9)
+    return f"{time.strftime('%H:%M:%S', time.localtime(now))}.{fraction // 1000:06} {text}"
 
 
 def compare(thing: object, what: str, given: int | None, actual: int, form: str = "d") -> None:
-    """Say so where an option that was given differs from the object that is there."""
     if given not in (None, actual):
         text = f"{what} is {actual:{form}}, not {given:{form}}"
         print(SCRIPT, thing, text, sep=": ", file=sys.stderr)
@@ -51,8 +52,8 @@ def failure(thing: object, error: object, cures: Mapping[str, str] = {}) -> Syst
     if isinstance(error, BrokenPipeError):  # `| head -3` has had enough
         return SystemExit(128 + signal.SIGPIPE)
     reason = str(getattr(error, "strerror", None) or error)
-    parts = [SCRIPT, str(thing), reason, *(cures[key] for key in cures if key in reason)]
-    return SystemExit(": ".join(parts))
+    cure = [cures[key] for key in cures if key in reason]
+    return SystemExit(": ".join([SCRIPT, str(thing), reason, *cure]))
 
 
 def note_signals() -> set[int]:
@@ -76,5 +77,4 @@ def ready() -> None:
     if address := os.environ.get("NOTIFY_SOCKET"):
         from socket import AF_UNIX, SOCK_DGRAM, socket
 
-        path = "\0" + address[1:] if address[0] == "@" else address
-        socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", path)
+        socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", address)

@@ -80,8 +80,7 @@ def send(queue: posix_ipc.MessageQueue, args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add = parser.add_argument
     add("-n", "--name", type=queue_name, default="/test", help="of the queue (%(default)s)")
     add("-c", "--count", type=common.integer(0, 10**12), metavar="N", help="of messages (15)")

@@ -78,8 +78,7 @@ def clean(name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add, value = parser.add_argument, common.integer(0, posix_ipc.SEMAPHORE_VALUE_MAX)
     add("-n", "--name", type=semaphore_name, default="/test", help="of the semaphore (%(default)s)")
     add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(%(default)s)")

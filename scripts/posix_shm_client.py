@@ -77,7 +77,8 @@ def write_text(shm: posix_ipc.SharedMemory, text: bytes) -> None:
             raise ValueError(f"the text does not fit: {len(text)} bytes, the segment has {size}")
         # What takes time comes before the mark. NULs are to cover the rest of the old text.
         data = text.ljust(max(old_length(shm, size), len(text) + 1), b"\0")[: size - 1]
-        os.posix_fallocate(shm.fd, 0, len(data) + 1)  # or fail, while the old text is whole
+        if stat.st_blocks * 512 < size:  # somebody else made it, with holes: fill them, or fail now
+            os.posix_fallocate(shm.fd, 0, len(data) + 1)
         os.pwrite(shm.fd, WRITING, size - 1)
         done = 0
         while done < len(data):
@@ -106,8 +107,7 @@ def write_lines(shm: posix_ipc.SharedMemory, name: str) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add = parser.add_argument
     add("-n", "--name", type=segment_name, default="/test", help="of the segment (%(default)s)")
     add("--size", type=common.integer(1, 2**47), metavar="BYTES", help="of a new one (4096)")

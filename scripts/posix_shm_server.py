@@ -55,15 +55,17 @@ def open_segment(name: str, mode: int, size: int) -> posix_ipc.SharedMemory:
     return shm
 
 
-def read_text(shm: posix_ipc.SharedMemory) -> bytearray:
+def read_text(shm: posix_ipc.SharedMemory) -> bytes:
     # By pread(2): in an mmap(2), touching a page that somebody truncated away is a fatal SIGBUS.
     size = os.fstat(shm.fd).st_size
     if size and os.pread(shm.fd, 1, size - 1) == WRITING:
-        return bytearray(b"(incomplete write)")
-    text, part = bytearray(), b""
-    while b"\0" not in part and (part := os.pread(shm.fd, 2**20 if text else 4096, len(text))):
-        text += part
-    return text.partition(b"\0")[0]
+        return b"(incomplete write)"
+    parts, offset, nul = [], 0, b""
+    while not nul and (part := os.pread(shm.fd, 2**20 if offset else 4096, offset)):
+        offset += len(part)
+        part, nul, _ = part.partition(b"\0")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def printable(text: str) -> str:
@@ -112,8 +114,7 @@ def clean(name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add, count = parser.add_argument, common.integer(0, 10**12)
     add("-n", "--name", type=segment_name, default="/test", help="of the segment (%(default)s)")
     add("-i", "--interval", type=common.seconds, default=3, metavar="SECONDS", help="(%(default)s)")

@@ -51,11 +51,10 @@ def show(body: bytes, as_json: bool) -> None:
     body = body.rstrip(b"\0")  # C programs send the NUL that ends a string
     try:
         value = DECODER.decode(body.decode())
-        text = json.dumps(value, allow_nan=False) if as_json else repr(value)
+        text = json.dumps(value, allow_nan=False) if as_json else common.line(repr(value))
+        sys.stdout.write(f"{text}\n")  # one write(2), where print() needs more time for it
     except (ValueError, RecursionError):
         print(common.line(repr(body)), file=sys.stderr if as_json else sys.stdout)
-    else:
-        print(text if as_json else common.line(text))
 
 
 def serve(queue: sysv_ipc.MessageQueue, args: argparse.Namespace) -> None:
@@ -85,8 +84,7 @@ def clean(key: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add, number = parser.add_argument, common.integer(-(2**31 - 1), 2**31 - 1)
     add("-k", "--key", type=KEY, default=200, help="of the queue (%(default)s)")
     add("-c", "--count", type=common.integer(0, 10**12), metavar="N", help="stop after N messages")

@@ -95,8 +95,7 @@ def hold(command: list[str], noted: set[int]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add, how_long = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("-k", "--key", type=KEY, default=200, help="of the semaphore (%(default)s)")
     add("-r", "--release", action="store_true", help="give one back")

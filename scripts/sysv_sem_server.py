@@ -77,8 +77,7 @@ def clean(key: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add, value = parser.add_argument, common.integer(0, sysv_ipc.SEMAPHORE_VALUE_MAX)
     add("-k", "--key", type=KEY, default=200, help="of the semaphore (%(default)s)")
     add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(%(default)s)")

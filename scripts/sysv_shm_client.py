@@ -121,8 +121,7 @@ def write_lines(shm: sysv_ipc.SharedMemory, lock: sysv_ipc.Semaphore, key: int) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add = parser.add_argument
     add("-k", "--key", type=KEY, default=200, help="of the segment (%(default)s)")
     add("--size", type=common.integer(1, 2**47), metavar="BYTES", help="of a new one (4096)")

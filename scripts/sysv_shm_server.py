@@ -60,15 +60,17 @@ def open_segment(key: int, mode: int, size: int) -> sysv_ipc.SharedMemory:
         raise
 
 
-def read_text(shm: sysv_ipc.SharedMemory) -> bytearray:
+def read_text(shm: sysv_ipc.SharedMemory) -> bytes:
     size = shm.size
     if shm.read(1, size - 1) == WRITING:
-        return bytearray(b"(incomplete write)")
-    text, part = bytearray(), b""
-    while b"\0" not in part and len(text) < size:
-        part = shm.read(2**20 if text else 4096, len(text))
-        text += part
-    return text.partition(b"\0")[0]
+        return b"(incomplete write)"
+    parts, offset, nul = [], 0, b""
+    while not nul and offset < size:
+        part = shm.read(2**20 if offset else 4096, offset)
+        offset += len(part)
+        part, nul, _ = part.partition(b"\0")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def printable(text: str) -> str:
@@ -118,8 +120,7 @@ def clean(key: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=common.SCRIPT, description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
     add, count = parser.add_argument, common.integer(0, 10**12)
     add("-k", "--key", type=KEY, default=200, help="of the segment (%(default)s)")
     add("-i", "--interval", type=common.seconds, default=3, metavar="SECONDS", help="(%(default)s)")

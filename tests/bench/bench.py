@@ -1,0 +1,449 @@
+"""`make bench`: the scripts measured from outside, beside C and others, as ratios of one run.
+
+Every figure is the median of rounds in which the contestants take turns. Nothing needs root, and
+nothing is left behind. FORMAT=markdown prints the table for the README.
+"""
+
+import contextlib
+import functools
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import posix_ipc
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = HERE.parent.parent / "scripts"
+PYTHON = sys.executable
+ROUNDS = 5
+COUNT = 50_000
+ENV = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+
+NAME = f"/bench-{os.getpid()}"
+KEY = str(random.randrange(2**20, 2**31 - 1))
+OBJECT = {"posix": ["-n", NAME], "sysv": ["-k", KEY]}
+folder = Path()  # of this run, set by main()
+children: list[subprocess.Popen[bytes]] = []
+
+
+def script(api: str, primitive: str, side: str, *args: object) -> list[str]:
+    path = SCRIPTS / f"{api}_{primitive}_{side}.py"
+    return [PYTHON, str(path), *OBJECT[api], *map(str, args)]
+
+
+def start(argv: list[str], **options: object) -> subprocess.Popen[bytes]:
+    options = {"stdout": subprocess.DEVNULL, "stdin": subprocess.DEVNULL, "env": ENV, **options}
+    children.append(subprocess.Popen(argv, **options))
+    return children[-1]
+
+
+def run(argv: list[str], **options: object) -> float:
+    """Seconds that a command takes."""
+    begin = time.perf_counter()
+    status = start(argv, **options).wait()
+    seconds = time.perf_counter() - begin
+    assert status == 0, argv
+    return seconds
+
+
+@contextlib.contextmanager
+def serving(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server that writes to a file, from its start line on."""
+    path = folder / "out"
+    with path.open("wb") as file:
+        server = start(argv, stdout=file)
+    while b"\n" not in path.read_bytes():
+        time.sleep(0.001)
+    yield server, path
+    if server.poll() is None:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+def clean() -> None:
+    for api in OBJECT:
+        for primitive in ("msq", "shm", "sem"):
+            start(script(api, primitive, "server", "--clean"))
+    for child in children:
+        if child.poll() is None and "--clean" not in child.args:
+            child.kill()
+    for child in children:
+        child.wait()
+
+
+def compiled() -> str | None:
+    """The peer in C, or nothing where there is no compiler."""
+    if not shutil.which("cc"):
+        return None
+    subprocess.run(["cc", "-O2", "-o", folder / "peer", HERE / "peer.c", "-lrt"], check=True)
+    return str(folder / "peer")
+
+
+def take_turns(
+    contestants: dict[str, Callable[[], float]], rounds: int = ROUNDS
+) -> dict[str, float]:
+    """The median of each contestant."""
+    results: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, measure in contestants.items():
+            results[name].append(measure())
+    return {name: statistics.median(values) for name, values in results.items()}
+
+
+# --- what is measured
+
+
+def message_rate(server: list[str], client: list[str], count: int = COUNT) -> float:
+    """Messages a second, until the server has printed the last."""
+    with serving(server) as (process, _):
+        begin = time.perf_counter()
+        start(client)
+        process.wait()
+        return count / (time.perf_counter() - begin)
+
+
+def pair_rate(api: str, count: int = COUNT) -> float:
+    server = script(api, "msq", "server", "-c", count)
+    return message_rate(server, script(api, "msq", "client", "-q", "-i", 0, "-c", count), count)
+
+
+def peer_rate(peer: str, api: str) -> float:
+    thing = OBJECT[api][1]
+    rate = message_rate(
+        [peer, api, "server", thing, str(COUNT)], [peer, api, "client", thing, str(COUNT)]
+    )
+    run(script(api, "msq", "server", "--clean"))
+    return rate
+
+
+def socket_rate() -> float:
+    path = str(folder / "socket")
+    argv = [PYTHON, str(HERE / "others.py"), "socket"]
+    rate = message_rate([*argv, "server", path, str(COUNT)], [*argv, "client", path, str(COUNT)])
+    os.unlink(path)
+    return rate
+
+
+def queue_rate() -> float:
+    return COUNT / run([PYTHON, str(HERE / "others.py"), "queue", str(COUNT)])
+
+
+def delays(server: list[str]) -> tuple[float, float]:
+    """From a send to its printed line, one message at a time: p50 and p99 in microseconds."""
+    seconds = []
+    read, write = os.pipe()
+    process = start(server, stdout=write)
+    os.close(write)
+    os.read(read, 100)
+    queue = posix_ipc.MessageQueue(NAME, posix_ipc.O_CREAT)
+    for number in range(1, 301):
+        time.sleep(0.001)  # until the server waits again
+        begin = time.perf_counter()
+        queue.send(b'{"count": %d}' % number)
+        os.read(read, 4096)
+        seconds.append(time.perf_counter() - begin)
+    queue.close()
+    process.wait()
+    os.close(read)
+    seconds.sort()
+    return seconds[len(seconds) // 2] * 1e6, seconds[len(seconds) * 99 // 100] * 1e6
+
+
+def idle(argvs: dict[str, list[str]], seconds: float = 3) -> dict[str, dict[str, float]]:
+    """Wake-ups a second, milliseconds of CPU a second and KiB of memory, with nothing to do."""
+    processes = {name: start(argv) for name, argv in argvs.items()}
+    time.sleep(0.5)
+
+    def read(pid: int, pattern: str, name: str = "status") -> float:
+        return float(re.search(pattern, Path(f"/proc/{pid}/{name}").read_text())[1])
+
+    switches, cpu = r"\nvoluntary_ctxt_switches:\s+(\d+)", r"^(\d+)"
+    before = {
+        name: (read(process.pid, switches), read(process.pid, cpu, "schedstat"))
+        for name, process in processes.items()
+    }
+    time.sleep(seconds)
+    found = {}
+    for name, process in processes.items():
+        found[name] = {
+            "wake-ups": (read(process.pid, switches) - before[name][0]) / seconds,
+            "cpu": (read(process.pid, cpu, "schedstat") - before[name][1]) / 1e6 / seconds,
+            "memory": read(process.pid, r"VmRSS:\s+(\d+)"),
+        }
+        process.kill()
+        process.wait()
+    return found
+
+
+def reading_cost(size: int) -> float:
+    """Microseconds of CPU for a reading of a short text in a segment of that size."""
+
+    def cpu(readings: int) -> float:
+        process = start(script("posix", "shm", "server", "-i0", "-c", readings))
+        used = os.wait4(process.pid, 0)[2]
+        process.returncode = 0
+        return used.ru_utime + used.ru_stime
+
+    run(script("posix", "shm", "client", "--size", size), stdin=short_text())
+    cost = (cpu(101) - cpu(1)) / 100 * 1e6
+    run(script("posix", "shm", "server", "--clean"))
+    return max(cost, 1.0)
+
+
+def short_text() -> IO[bytes]:
+    path = folder / "short"
+    path.write_bytes(b"twenty bytes of text\n")
+    return path.open("rb")
+
+
+def large_text() -> Path:
+    path = folder / "large"
+    if not path.exists():
+        path.write_bytes(b"0123456789abcdef" * 2**22 + b"\n")
+    return path
+
+
+def write_and_show() -> float:
+    size = 2**26 + 4096
+    with large_text().open("rb") as file:
+        seconds = run(script("posix", "shm", "client", "--size", size), stdin=file)
+    seconds += run(script("posix", "shm", "server", "-c1"))
+    run(script("posix", "shm", "server", "--clean"))
+    return seconds
+
+
+def copy() -> float:
+    there = Path("/dev/shm") / f"bench-{os.getpid()}-copy"
+    try:
+        return run(["cp", str(large_text()), str(there)])
+    finally:
+        there.unlink(missing_ok=True)
+
+
+def clients_rate(clients: int, count: int = 19200) -> float:
+    """Total messages a second from clients that all wait to send when the server starts."""
+    client = script("posix", "msq", "client", "-q", "-i", 0, "-c", count // clients)
+    processes = [start(client) for _ in range(clients)]
+    for process in processes:
+        while not sending(process.pid):
+            time.sleep(0.01)
+    with serving(script("posix", "msq", "server", "-c", count)) as (server, path):
+        server.wait()
+        return count / span(path)
+
+
+def sending(pid: int) -> bool:
+    """Whether the process waits in mq_timedsend(2), for room in the queue."""
+    where = Path(f"/proc/{pid}/wchan").read_text()
+    return "mq_timedsend" in where or "wq_sleep" in where
+
+
+def span(path: Path) -> float:
+    """Seconds from the first message to the last, by the times that the server printed."""
+    times = [line.split()[0] for line in path.read_text().splitlines()[1:-1]]
+    first, last = (
+        sum(float(part) * unit for part, unit in zip(text.split(":"), (3600, 60, 1), strict=True))
+        for text in (times[0], times[-1])
+    )
+    return (last - first) % 86400
+
+
+def message_cost(count: int, size: int = 20) -> float:
+    """Microseconds a message."""
+    body = folder / f"lines-{size}"
+    if not body.exists():
+        body.write_text(('"' + "x" * (size - 2) + '"\n') * 5000)
+    client = script("posix", "msq", "client", "-q", "-i", 0, "-c", count)
+    with serving(script("posix", "msq", "server", "-c", count)) as (process, path):
+        if size == 20:
+            start(client)
+        else:
+            start([*client, "--stdin"], stdin=body.open("rb"))
+        process.wait()
+        return span(path) / count * 1e6
+
+
+# --- the table
+
+
+def row(what: str, beside: str, value: str, ratio: float, reach: str, good: bool) -> list[str]:
+    bar = "#" * min(30, max(1, round(ratio * 10)))
+    return [what, value, beside, f"{ratio:.2f}", reach, "yes" if good else "NO", bar]
+
+
+def measure(peer: str | None) -> Iterator[list[str]]:
+    rates: dict[str, Callable[[], float]] = {}
+    for api in OBJECT:
+        rates[api] = functools.partial(pair_rate, api)
+        if peer:
+            rates[f"C {api}"] = functools.partial(peer_rate, peer, api)
+    rates["queue"], rates["socket"] = queue_rate, socket_rate
+    found = take_turns(rates)
+    for api, goal in (("posix", 0.7), ("sysv", 0.25)):
+        value = f"{found[api]:,.0f}/s"
+        for beside, name, reach in (
+            (f"C {api}", "the same in C", goal),
+            ("queue", "multiprocessing.Queue", 1.5),
+            ("socket", "Unix datagram socket", None),
+        ):
+            if beside in found:
+                ratio = found[api] / found[beside]
+                goal_text = f"at least {reach}" if reach else ""
+                yield row(
+                    f"messages, {api}", f"{name}: {found[beside]:,.0f}/s", value, ratio,
+                    goal_text, not reach or ratio >= reach,
+                )  # fmt: skip
+
+    servers = {"Python": script("posix", "msq", "server", "-c", 300)}
+    if peer:
+        servers["C"] = [peer, "posix", "server", NAME, "300"]
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
+    for _ in range(ROUNDS):
+        for name, argv in servers.items():
+            turns[name].append(delays(argv))
+    medians = {
+        name: [statistics.median(values) for values in zip(*pairs, strict=True)]
+        for name, pairs in turns.items()
+    }
+    if peer:
+        for index, (name, reach) in enumerate((("p50", 1.5), ("p99", None))):
+            ratio = medians["Python"][index] / medians["C"][index]
+            yield row(
+                f"delay, {name}", f"the same in C: {medians['C'][index]:.0f} us",
+                f"{medians['Python'][index]:.0f} us", ratio,
+                f"at most {reach}" if reach else "", not reach or ratio <= reach,
+            )  # fmt: skip
+    run(script("posix", "msq", "server", "--clean"))
+
+    for api in OBJECT:
+        start(script(api, "sem", "client")).wait()
+    found = take_turns(
+        {
+            "posix": lambda: run(script("posix", "sem", "client", "-r")),
+            "sysv": lambda: run(script("sysv", "sem", "client", "-r")),
+            "python": lambda: run([PYTHON, "-c", "pass"]),
+        },
+        rounds=21,
+    )
+    for api in OBJECT:
+        ratio = found[api] / found["python"]
+        yield row(
+            f"{api}_sem_client -r", f"python -c pass: {found['python'] * 1e3:.0f} ms",
+            f"{found[api] * 1e3:.0f} ms", ratio, "at most 2.5", ratio <= 2.5,
+        )  # fmt: skip
+
+    argvs = {f"{api}_msq_server": script(api, "msq", "server") for api in OBJECT}
+    argvs |= {f"{api}_sem_server": script(api, "sem", "server") for api in OBJECT}
+    argvs["python"] = [PYTHON, "-c", "import time; time.sleep(60)"]
+    turn = [idle(argvs) for _ in range(ROUNDS)]
+    for name in argvs:
+        values = {
+            what: statistics.median(one[name][what] for one in turn)
+            for what in ("wake-ups", "cpu", "memory")
+        }
+        bare = statistics.median(one["python"]["memory"] for one in turn)
+        if name != "python":
+            yield row(
+                f"idle {name}: memory", f"a bare interpreter: {bare / 1024:.1f} MiB",
+                f"{values['memory'] / 1024:.1f} MiB", values["memory"] / bare,
+                "at most 1.5", values["memory"] <= bare * 1.5,
+            )  # fmt: skip
+            yield row(
+                f"idle {name}: wake-ups", f"CPU: {values['cpu']:.2f} ms a second",
+                f"{values['wake-ups']:.1f}/s", values["wake-ups"],
+                "about 1", values["wake-ups"] <= 1.6,
+            )  # fmt: skip
+
+    found = take_turns({"small": lambda: reading_cost(4096), "large": lambda: reading_cost(2**30)})
+    ratio = found["large"] / found["small"]
+    yield row(
+        "reading 20 bytes of 1 GiB", f"of 4 KiB: {found['small']:.0f} us",
+        f"{found['large']:.0f} us", ratio, "at most 1.2", ratio <= 1.2,
+    )  # fmt: skip
+
+    found = take_turns({"script": write_and_show, "cp": copy})
+    ratio = found["script"] / found["cp"]
+    yield row(
+        "writing and showing 64 MiB", f"cp to /dev/shm: {found['cp'] * 1e3:.0f} ms",
+        f"{found['script'] * 1e3:.0f} ms", ratio, "at most 3", ratio <= 3,
+    )  # fmt: skip
+
+    found = take_turns({str(n): functools.partial(clients_rate, n) for n in (1, 4, 16, 64)})
+    for number in ("4", "16", "64"):
+        ratio = found[number] / found["1"]
+        yield row(
+            f"messages, {number} clients", f"one client: {found['1']:,.0f}/s",
+            f"{found[number]:,.0f}/s", ratio,
+            "at least 0.8" if number == "64" else "", number != "64" or ratio >= 0.8,
+        )  # fmt: skip
+
+    found = take_turns(
+        {
+            **{str(n): functools.partial(message_cost, n) for n in (1000, 10_000, 100_000)},
+            "bytes": lambda: message_cost(5000, 8192),
+        }
+    )
+    for number in ("10000", "100000"):
+        ratio = found[number] / found["1000"]
+        yield row(
+            f"a message of {number}", f"of 1000: {found['1000']:.1f} us",
+            f"{found[number]:.1f} us", ratio, "flat", ratio <= 1.3,
+        )  # fmt: skip
+    ratio = found["bytes"] / found["1000"]
+    yield row(
+        "a message of 8192 bytes", f"of 20 bytes: {found['1000']:.1f} us",
+        f"{found['bytes']:.1f} us", ratio, "at most 409.6", ratio <= 409.6,
+    )  # fmt: skip
+
+
+def main() -> None:
+    global folder  # noqa: PLW0603
+    markdown = sys.argv[1:] == ["markdown"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heads = ["measured", "here", "beside", "ratio", "to reach", "reached", ""]
+    print(
+        f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores; "
+        f"medians of {ROUNDS} rounds\n"
+    )
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        try:
+            peer = compiled()
+            if markdown:
+                print("|", " | ".join(heads[:-1]), "|\n" + "| --- " * 6 + "|")
+            else:
+                print(f"{heads[0]:34}{heads[1]:>13}  {heads[2]:36}{heads[3]:>6}  {heads[4]}")
+            if not peer:
+                print("(no C compiler, so nothing beside C)")
+            for what, here, beside, ratio, reach, reached, bar in measure(peer):
+                if markdown:
+                    print(
+                        "|",
+                        " | ".join([what, here, beside, ratio, reach, reached]),
+                        "|",
+                        flush=True,
+                    )
+                else:
+                    mark = "" if reached == "yes" else "  <- not reached"
+                    text = f"{what:34}{here:>13}  {beside:36}{ratio:>6}  {reach:13}{bar}{mark}"
+                    print(text, flush=True)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            clean()
+
+
+if __name__ == "__main__":
+    main()
