@@ -4,6 +4,7 @@ At the end processes, descriptors, memory and IPC objects are what they were at 
 """
 
 import collections
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from conftest import ENV, PAIRS, Pair, Process
+from conftest import ENV, PAIRS, Pair, Process, until
 
 HERE = Path(__file__).resolve().parent
 STORMS = ["test_faults.py", "test_hostile.py", "test_peers.py", "test_limits.py", "test_users.py"]
@@ -114,6 +115,8 @@ def main() -> int:
         failed |= now[0] != descriptors or now[1] > memory * 1.1 + 500
         failed |= server.stop() != 0
         pair.remove_all()
+    with contextlib.suppress(AssertionError):  # what was killed a moment ago takes a moment to go
+        until(lambda: not (objects() - before or processes() - running))
     for what, there in (("objects", objects() - before), ("processes", processes() - running)):
         print(f"{what} left behind: {' '.join(sorted(there)) or 'none'}")
         failed |= bool(there)

@@ -438,3 +438,19 @@ def test_ipcrm_removes_under_the_server(make_pair):
             subprocess.run(["ipcrm", option, str(pair.key)], check=True)
             assert server.wait(5) == 1
         assert len(server.err) == 1
+
+
+def test_a_client_that_is_killed_sends_whole_messages(msq):
+    """SIGKILL at a random moment: each message was sent whole, or not at all."""
+    with msq.server() as server:
+        for _ in range(rounds(10)):
+            with msq.start("client", "-q", "-i0", "-c1000000000") as client:
+                count = len(server.out)
+                until(lambda: len(server.out) > count)
+                time.sleep(random.random() * 0.01)
+                client.stop(signal.SIGKILL)
+        until(lambda: waiting_messages(msq) == 0)
+        assert server.stop() == 0
+    assert len(numbers(server.out)) == len(server.out) - 2
+    steps = [b - a for a, b in itertools.pairwise(numbers(server.out)) if b != 1]
+    assert set(steps) <= {1}

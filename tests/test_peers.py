@@ -55,6 +55,7 @@ def test_c_and_a_posix_segment(make_pair, peer):
         server.wait_line("shorter")
         pair.client(stdin="from Python\n")
         assert run(peer, "shm", "read", pair.name) == "from Python\n"
+        server.wait_line("from Python")
         server.stop()
     assert server.texts[-4:-1] == ["from C, without a lock", "shorter", "from Python"]
 

@@ -317,11 +317,13 @@ def test_a_server_that_fails_over_and_over_is_given_up(installed):
         installed.python("sysv_msq_server", "--clean", user=0)
 
 
-def process_of(unit: str) -> Path:
+def process_of(manager: Manager, unit: str) -> Path:
     """The folder in /proc, as it is seen outside, of the process that a service runs."""
+    space = os.readlink(f"/proc/{manager.inside()}/ns/pid")
     for path in Path("/proc").glob("[0-9]*/cgroup"):
         with contextlib.suppress(OSError):
-            if path.read_text().rstrip().endswith(f"/{unit}.service"):
+            ours = os.readlink(path.parent / "ns/pid") == space
+            if ours and path.read_text().rstrip().endswith(f"/{unit}.service"):
                 return path.parent
     raise AssertionError(f"{unit} has no process")
 
@@ -331,7 +333,7 @@ def test_the_sandbox_of_a_running_process(installed):
     installed.do("start", "ipc-servers.target")
     mine = Path(f"/proc/{installed.inside()}")
     for unit in SERVICES:
-        process = process_of(unit)
+        process = process_of(installed, unit)
         status = (process / "status").read_text()
         assert re.search(r"^NoNewPrivs:\s1$", status, re.M)
         assert re.search(r"^CapBnd:\s0000000000000000$", status, re.M)
