@@ -195,7 +195,10 @@ class Pair:
             "sem": sysv_ipc.Semaphore,
         }[self.primitive]
         with contextlib.suppress(sysv_ipc.ExistentialError):
-            kind(self.key, mode=0).remove()
+            thing = kind(self.key, mode=0)
+            thing.remove()
+            if self.primitive == "shm":
+                thing.detach()  # or this process keeps it alive
 
     def remove_all(self) -> None:
         self.remove()
