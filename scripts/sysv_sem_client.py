@@ -76,6 +76,8 @@ def hold(command: list[str], noted: set[int]) -> int:
     """Run the command, pass signals on to it, and return its exit status as a shell shows it."""
     import subprocess
 
+    if stop := noted & common.STOP:
+        sys.exit(128 + min(stop))
     try:
         process = subprocess.Popen(command)
     except OSError as error:
@@ -88,8 +90,8 @@ def hold(command: list[str], noted: set[int]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) sets it
             signal.signal(number, forward)
-    for earlier in noted & common.STOP:  # it came before there was a process
-        process.send_signal(earlier)
+    for earlier in noted & common.STOP:  # it came while the process was started
+        forward(earlier, None)
     status = process.wait()
     return status if status >= 0 else 128 - status
 

@@ -44,7 +44,8 @@ def script(api: str, primitive: str, side: str, *args: object) -> list[str]:
 
 def start(argv: list[str], **options: object) -> subprocess.Popen[bytes]:
     options = {"stdout": subprocess.DEVNULL, "stdin": subprocess.DEVNULL, "env": ENV, **options}
-    children.append(subprocess.Popen(argv, **options))
+    # In a session of its own, or Ctrl-C at the terminal ends it before it is told to.
+    children.append(subprocess.Popen(argv, start_new_session=True, **options))
     return children[-1]
 
 
@@ -72,14 +73,13 @@ def serving(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
 
 
 def clean() -> None:
+    for child in children:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
     for api in OBJECT:
         for primitive in ("msq", "shm", "sem"):
-            start(script(api, primitive, "server", "--clean"))
-    for child in children:
-        if child.poll() is None and "--clean" not in child.args:
-            child.kill()
-    for child in children:
-        child.wait()
+            start(script(api, primitive, "server", "--clean")).wait()
 
 
 def compiled() -> str | None:
@@ -410,7 +410,15 @@ def measure(peer: str | None) -> Iterator[list[str]]:
 def main() -> None:
     global folder  # noqa: PLW0603
     markdown = sys.argv[1:] == ["markdown"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.stdout.reconfigure(line_buffering=True)
+    interrupted: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     heads = ["measured", "here", "beside", "ratio", "to reach", "reached", ""]
     print(
         f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores; "
@@ -438,7 +446,9 @@ def main() -> None:
                     mark = "" if reached == "yes" else "  <- not reached"
                     text = f"{what:34}{here:>13}  {beside:36}{ratio:>6}  {reach:13}{bar}{mark}"
                     print(text, flush=True)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError, AssertionError):
+            if not interrupted:  # Ctrl-C ends the children too, and that comes out in many ways
+                raise
             sys.exit(130)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
