@@ -424,7 +424,8 @@ def test_the_object_is_replaced_by_one_of_the_same_name(pair):
     with pair.server(*option) as server:
         server.wait_line("start")
         pair.remove()
-        pair.client(*(["-c1"] if pair.primitive == "msq" else []), stdin="text\n")
+        done = pair.client(*(["-c1"] if pair.primitive == "msq" else []), stdin="text\n")
+        assert (done.returncode, done.stderr) == (0, "")
         assert server.wait(5) == 1
         assert len(server.err) == 1
     with pair.server(*option) as server:
