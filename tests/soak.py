@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from conftest import ENV, PAIRS, Pair, Process, until
+from conftest import ENV, PAIRS, SCRIPTS, Pair, Process, until
 
 HERE = Path(__file__).resolve().parent
 STORMS = ["test_faults.py", "test_hostile.py", "test_peers.py", "test_limits.py", "test_users.py"]
@@ -32,8 +32,8 @@ def objects() -> set[str]:
 
 
 def processes() -> set[str]:
-    """The scripts that run, whoever started them."""
-    found = subprocess.run(["pgrep", "-f", r"(posix|sysv)_(msq|shm|sem)_"], capture_output=True)
+    """The scripts of this checkout that run."""
+    found = subprocess.run(["pgrep", "-f", re.escape(str(SCRIPTS))], capture_output=True)
     return set(found.stdout.decode().split())
 
 
