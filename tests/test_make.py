@@ -199,6 +199,13 @@ def test_the_demo(checkout):
     assert all(line.endswith(": Semaphore is busy") for line in done.stderr.splitlines())
     assert left_by_the_demo(done.stdout) == []
 
+    def without_times(text: str) -> list[str]:
+        text = re.sub(r"(?m)^\d\d:\d\d:\d\d\.\d{6}", "TIME", text)
+        return [line.rstrip() for line in re.sub(r"/demo-\d+", "/demo", text).splitlines()]
+
+    shown = re.search(r"(?s)\$ make demo\n(.*?)```", (ROOT / "README.md").read_text())[1]
+    assert set(without_times(shown)) <= set(without_times(done.stdout))
+
 
 @pytest.mark.parametrize("moment", ["posix_msq_client", "posix_shm_client", "sysv_sem_client"])
 def test_an_interrupted_demo_leaves_nothing(checkout, moment):

@@ -131,6 +131,36 @@ def test_every_command_prints_what_the_readme_shows(inside):
     assert count > 80
 
 
+def test_what_the_readme_names_exists():
+    targets = subprocess.run(
+        ["make", "-npq"], cwd=ROOT, capture_output=True, text=True, env=ENV
+    ).stdout
+    known = set(re.findall(r"(?m)^([a-z][a-z-]*):", targets))
+    named = set(re.findall(r"(?m)`make ([a-z-]+)", README))
+    named |= set(re.findall(r"(?m)^\$ (?:echo [^|]*\| )?make ([a-z-]+)", README))
+    assert named <= known, named - known
+    for path in re.findall(r"\]\(((?!http|#)[^)#]+)\)", README):
+        assert (ROOT / path.split()[0]).exists(), path
+    anchors = {
+        re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"(?m)^#+ (.+)$", README)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+    units = {path.stem for path in (ROOT / "systemd").iterdir()}
+    units |= {"ipc-msq-server", "ipc-shm-server", "ipc-sem-server", "ipc-"}
+    assert {name.removesuffix("-") for name in re.findall(r"ipc-[a-z]+-[a-z-]+", README)} <= units
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").glob("*.py"))
+    for test in re.findall(r"`(test_\w+)`", README):
+        assert f"def {test}(" in sources or Path(ROOT, "tests", f"{test}.py").exists(), test
+    for test in re.findall(r'\]\(tests/\w+\.py "(\w+)"\)', README):
+        assert f"def {test}(" in sources, test
+    scripts = "\n".join(path.read_text() for path in (ROOT / "scripts").glob("*.py"))
+    tools = {"--enable", "--now", "--user", "--clear-groups"}
+    for line in re.findall(r"(?m)^\$ .*scripts/\w+\.py (.*)$", README):
+        for option in set(re.findall(r"(?<!\S)(--[a-z-]{2,})", line)) - tools:
+            assert f'"{option}"' in scripts, option
+
+
 def test_every_block_is_run_or_says_why_not():
     """Shell in test_every_command..., the traps in test_traps.py, the brokers in test_beyond.py."""
     traps = README.index("## Traps\n"), README.index("### And more\n")
@@ -141,9 +171,9 @@ def test_every_block_is_run_or_says_why_not():
             assert in_traps or mark.startswith("file "), block["text"]
         if kind == "sh":
             assert mark == "test_beyond.py runs it", block["text"]
-    assert len(re.findall(r"(?m)^```\w", README)) == len(list(BLOCK.finditer(README))) + len(
-        re.findall(r"(?m)^ *```(?:mermaid|ini)$", README)
-    )
+    kinds = re.findall(r"(?m)^ *```(\w+)$", README)
+    others = kinds.count("mermaid") + kinds.count("ini")
+    assert len(list(BLOCK.finditer(README))) == len(kinds) - others
 
 
 @pytest.mark.parametrize("package", [posix_ipc, sysv_ipc])
