@@ -13,7 +13,7 @@ SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
 STOP = {signal.SIGINT, signal.SIGTERM}
 raw = partial(argparse.RawDescriptionHelpFormatter, width=99)  # None would import shutil
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a script as it ends cat(1): no traceback
-sys.stdout = sys.stdout or open(os.devnull, "w")  # `>&-` closes it
+sys.stdin, sys.stdout = sys.stdin or open(os.devnull), sys.stdout or open(os.devnull, "w")  # `<&-`
 sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
 
 

@@ -269,6 +269,14 @@ def test_a_closed_pipe_ends_a_server_quietly(pair):
     server.stderr.close()
 
 
+def test_standard_input_and_output_may_be_closed(pair):
+    options = [["-c1"], ["--stdin"]] if pair.primitive == "msq" else [[]]
+    for argv in (*(pair.argv("client", *some) for some in options), pair.argv("server", "--clean")):
+        shell = ["sh", "-c", 'exec "$@" <&- >&-', "sh", *argv]
+        done = subprocess.run(shell, stderr=subprocess.PIPE, text=True, env=ENV, timeout=20)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_full_disk_is_one_line(pair):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
