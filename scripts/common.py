@@ -7,10 +7,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
 STOP = {signal.SIGINT, signal.SIGTERM}
+clock = lru_cache(1)(lambda now: time.strftime("%H:%M:%S", time.localtime(now)))  # once a second
 raw = partial(argparse.RawDescriptionHelpFormatter, width=99)  # None would import shutil
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a script as it ends cat(1): no traceback
 sys.stdin, sys.stdout = sys.stdin or open(os.devnull), sys.stdout or open(os.devnull, "w")  # `<&-`
@@ -37,13 +38,12 @@ def seconds(text: str) -> float:
 
 def line(text: str) -> str:
     now, fraction = divmod(time.time_ns(), 10**9)
-    return f"{time.strftime('%H:%M:%S', time.localtime(now))}.{fraction // 1000:06} {text}"
+    return f"{clock(now)}.{fraction // 1000:06} {text}"
 
 
 def compare(thing: object, what: str, given: int | None, actual: int, form: str = "d") -> None:
     if given not in (None, actual):
-        text = f"{what} is {actual:{form}}, not {given:{form}}"
-        print(SCRIPT, thing, text, sep=": ", file=sys.stderr)
+        print(f"{SCRIPT}: {thing}: {what} is {actual:{form}}, not {given:{form}}", file=sys.stderr)
 
 
 def failure(thing: object, error: object, cures: Mapping[str, str] = {}) -> SystemExit:

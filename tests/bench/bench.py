@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parent.parent / "scripts"
 PYTHON = sys.executable
 ROUNDS = 5
-COUNT = 50_000
+COUNT = 100_000
 ENV = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
 
 NAME = f"/bench-{os.getpid()}"
@@ -128,16 +128,17 @@ def peer_rate(peer: str, api: str) -> float:
     return rate
 
 
-def socket_rate() -> float:
+def socket_rate(count: int = COUNT // 2) -> float:
     path = str(folder / "socket")
     argv = [PYTHON, str(HERE / "others.py"), "socket"]
-    rate = message_rate([*argv, "server", path, str(COUNT)], [*argv, "client", path, str(COUNT)])
+    server, client = ([*argv, side, path, str(count)] for side in ("server", "client"))
+    rate = message_rate(server, client, count)
     os.unlink(path)
     return rate
 
 
-def queue_rate() -> float:
-    return COUNT / run([PYTHON, str(HERE / "others.py"), "queue", str(COUNT)])
+def queue_rate(count: int = COUNT // 2) -> float:
+    return count / run([PYTHON, str(HERE / "others.py"), "queue", str(count)])
 
 
 def delays(server: list[str]) -> tuple[float, float]:
@@ -148,7 +149,7 @@ def delays(server: list[str]) -> tuple[float, float]:
     os.close(write)
     os.read(read, 100)
     queue = posix_ipc.MessageQueue(NAME, posix_ipc.O_CREAT)
-    for number in range(1, 301):
+    for number in range(1, 201):
         time.sleep(0.001)  # until the server waits again
         begin = time.perf_counter()
         queue.send(b'{"count": %d}' % number)
@@ -193,17 +194,19 @@ def idle(argvs: dict[str, list[str]], seconds: float = 2) -> dict[str, dict[str,
 
 def reading_cost(size: int) -> float:
     """Microseconds of CPU for a reading of a short text in a segment of that size."""
-
-    def cpu(readings: int) -> float:
-        process = start(script("posix", "shm", "server", "-i0", "-c", readings))
-        used = os.wait4(process.pid, 0)[2]
-        process.returncode = 0
-        return used.ru_utime + used.ru_stime
-
     run(script("posix", "shm", "client", "--size", size), stdin=short_text())
-    cost = (cpu(101) - cpu(1)) / 100 * 1e6
+    with serving(script("posix", "shm", "server", "-i0")) as (server, path):
+
+        def now() -> tuple[int, int]:
+            cpu = Path(f"/proc/{server.pid}/schedstat").read_text().split(maxsplit=1)[0]
+            return int(cpu), path.read_bytes().count(b"\n")
+
+        time.sleep(0.1)
+        cpu, readings = now()
+        time.sleep(0.3)
+        cpu_then, readings_then = now()
     run(script("posix", "shm", "server", "--clean"))
-    return max(cost, 1.0)
+    return (cpu_then - cpu) / 1e3 / (readings_then - readings)
 
 
 def short_text() -> IO[bytes]:
@@ -236,16 +239,25 @@ def copy() -> float:
         there.unlink(missing_ok=True)
 
 
-def clients_rate(clients: int, count: int = 12800) -> float:
-    """Total messages a second from clients that all wait to send when the server starts."""
-    client = script("posix", "msq", "client", "-q", "-i", 0, "-c", count // clients)
+def clients_rate(clients: int, peer: str | None = None, count: int = 12_800) -> float:
+    """Total messages a second, from clients that all send before the server starts and after."""
+    if peer:
+        client = [peer, "posix", "client", NAME, "1000000"]
+        server = [peer, "posix", "server", NAME, str(count)]
+    else:
+        client = script("posix", "msq", "client", "-q", "-i", 0, "-c", 1_000_000)
+        server = script("posix", "msq", "server", "-c", count)
     processes = [start(client) for _ in range(clients)]
     for process in processes:
         while not sending(process.pid):
             time.sleep(0.01)
-    with serving(script("posix", "msq", "server", "-c", count)) as (server, path):
-        server.wait()
-        return count / span(path.read_text().splitlines()[1:-1])
+    with serving(server) as (process, path):
+        process.wait()
+    for process in processes:
+        process.kill()
+        process.wait()
+    run(script("posix", "msq", "server", "--clean"))
+    return count / span(path.read_text().splitlines()[1 : count + 1])
 
 
 def sending(pid: int) -> bool:
@@ -317,9 +329,9 @@ def measure(peer: str | None) -> Iterator[list[str]]:
                     goal_text, not reach or ratio >= reach,
                 )  # fmt: skip
 
-    servers = {"Python": script("posix", "msq", "server", "-c", 300)}
+    servers = {"Python": script("posix", "msq", "server", "-c", 200)}
     if peer:
-        servers["C"] = [peer, "posix", "server", NAME, "300"]
+        servers["C"] = [peer, "posix", "server", NAME, "200"]
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
     for _ in range(ROUNDS):
         for name, argv in servers.items():
@@ -346,7 +358,7 @@ def measure(peer: str | None) -> Iterator[list[str]]:
             "sysv": lambda: run(script("sysv", "sem", "client", "-r")),
             "python": lambda: run([PYTHON, "-c", "pass"]),
         },
-        rounds=21,
+        rounds=15,
     )
     for api in OBJECT:
         ratio = found[api] / found["python"]
@@ -387,7 +399,10 @@ def measure(peer: str | None) -> Iterator[list[str]]:
         f"{found['script'] * 1e3:.0f} ms", ratio, "at most 3", ratio <= 3,
     )  # fmt: skip
 
-    found = take_turns({str(n): functools.partial(clients_rate, n) for n in (1, 4, 16, 64)})
+    turns_of = {str(n): functools.partial(clients_rate, n) for n in (1, 4, 16, 64)}
+    if peer:
+        turns_of |= {f"C {n}": functools.partial(clients_rate, n, peer) for n in (1, 64)}
+    found = take_turns(turns_of)
     for number in ("4", "16", "64"):
         ratio = found[number] / found["1"]
         yield row(
@@ -395,16 +410,21 @@ def measure(peer: str | None) -> Iterator[list[str]]:
             f"{found[number]:,.0f}/s", ratio,
             "at least 0.8" if number == "64" else "", number != "64" or ratio >= 0.8,
         )  # fmt: skip
+    if peer:
+        yield row(
+            "messages, 64 clients, all in C", f"one client: {found['C 1']:,.0f}/s",
+            f"{found['C 64']:,.0f}/s", found["C 64"] / found["C 1"], "", True,
+        )  # fmt: skip
 
     found = take_turns(
         {
-            **{str(n): functools.partial(message_cost, n) for n in (1000, 10_000, 100_000)},
+            **{str(n): functools.partial(message_cost, n) for n in (1000, 10_000)},
             "half": lambda: message_cost(10_000, 4096),
             "bytes": lambda: message_cost(10_000, 8192),
         }
     )
     found["1000000"] = statistics.median(long_run(1_000_000))
-    for number in (10_000, 100_000, 1_000_000):
+    for number in (10_000, 1_000_000):
         ratio = found[str(number)] / found["1000"]
         yield row(
             f"a message of {number:,}", f"of 1,000: {found['1000']:.1f} us",
