@@ -20,6 +20,11 @@
 
 PYTHON = python3
 VENV = .venv
+NAME =
+KEY =
+COUNT =
+INTERVAL =
+ARGS =
 PAIRS = posix-msq posix-shm posix-sem sysv-msq sysv-shm sysv-sem
 
 name = $(if $(NAME),-n '$(NAME)')

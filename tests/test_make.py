@@ -84,6 +84,17 @@ def test_tab_completion_finds_the_targets(checkout):
             assert any(line.startswith(f"{pair}{end}:") for line in database)
 
 
+def test_variables_come_from_the_command_line_only(checkout, make_pair):
+    """Some environments set NAME, or ARGS, for reasons of their own."""
+    pair = make_pair("posix", "sem")
+    env = {**ENV, "NAME": "host", "KEY": "x", "COUNT": "x", "INTERVAL": "x", "ARGS": "--nonsense"}
+    done = subprocess.run(
+        ["make", "posix-sem-client", *variables(pair)],
+        cwd=checkout, env=env, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("semaphore: 1\n", "")
+
+
 @pytest.mark.parametrize("primitive", TITLE)
 def test_server_and_client_targets(checkout, api, primitive, make_pair):
     pair = make_pair(api, primitive)
