@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -73,8 +74,9 @@ def pipelines(title: str, pair: Pair) -> list[str]:
     section = re.search(rf"(?ms)^### {re.escape(title)}\n(.*?)(?=^##)", README)[1]
     found = re.findall(r"(?s)```sh\n(.*?)```", section)
     assert len(found) == 2
+    python = shlex.quote(sys.executable)
     return [
-        code.replace("-h broker", "-h 10.0.0.1").replace(".venv/bin/python", sys.executable)
+        code.replace("-h broker", "-h 10.0.0.1").replace(".venv/bin/python", python)
         .replace(".py", f".py -n {pair.name}")
         for code in found
     ]  # fmt: skip
