@@ -23,6 +23,9 @@ PAIRS = [(api, primitive) for api in APIS for primitive in PRIMITIVES]
 TITLE = {"msq": "message queue", "shm": "shared memory", "sem": "semaphore"}
 # A process with nothing of the developer's in its way, and no buffering that a user would not have.
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MAKE", "NOTIFY"))}
+# `nohup make test &` makes the shell ignore these, and the scripts would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How much longer the storms last: `make soak` sets it.
 SOAK = float(os.environ.get("SOAK", "1"))
 

@@ -333,7 +333,7 @@ def test_fifty_semaphore_starts_at_once(sem, turn):
 
 
 def test_fifty_queue_starts_at_once(msq):
-    for _ in range(rounds(2)):
+    for _ in range(rounds(1)):
         msq.remove()
         servers = start_together([msq.argv("server", "-c5")] * 10)
         clients = start_together([msq.argv("client", "-c1", "-q")] * OPENERS)
@@ -345,7 +345,7 @@ def test_fifty_queue_starts_at_once(msq):
 
 
 def test_fifty_segment_starts_at_once(shm):
-    for turn in range(rounds(2)):
+    for turn in range(rounds(1)):
         shm.remove_all()
         servers = start_together([shm.argv("server", "-c3", "-i0.1")] * 10)
         clients = start_together(

@@ -6,8 +6,9 @@ import shlex
 import subprocess
 
 import pytest
-from conftest import ENV, Pair
+from conftest import ENV, ROOT, Pair
 
+README = (ROOT / "README.md").read_text()
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a namespace of its own")
 
 
@@ -17,6 +18,9 @@ def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *word
     assert done.stderr.startswith(f"{pair.script(side)}: {pair.thing}: ")
     for word in words:
         assert word in done.stderr, done.stderr
+    # A reader who searches the README for the line finds it.
+    reason = done.stderr.partition(f"{pair.thing}: ")[2].strip()
+    assert f": {reason}`" in README or f": {reason}\n" in README, reason
 
 
 def within(flags: str, *script: str) -> subprocess.CompletedProcess[str]:

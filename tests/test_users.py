@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ENV, PAIRS, SCRIPTS, Pair, Process
+from conftest import ENV, PAIRS, ROOT, SCRIPTS, Pair, Process
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
 
+README = (ROOT / "README.md").read_text()
 ALICE, BOB = 64501, 64502
 # The interpreter may lie where these users cannot go, so they are entered when all is imported.
 ENTER = """
@@ -66,6 +67,8 @@ def test_mode_600_keeps_another_user_out(pair, run_as):
         assert len(done.stderr.splitlines()) == 1
         assert "ermission" in done.stderr
         assert ("ls -l /dev/" if pair.api == "posix" else "ipcs -") in done.stderr
+        shown = "/test" if pair.api == "posix" else "200"
+        assert done.stderr.strip().replace(pair.thing, shown).replace("server", "client") in README
     done = run_as(pair, BOB, "server", "--clean")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
