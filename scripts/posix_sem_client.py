@@ -26,6 +26,7 @@ import posix_ipc
 import common
 
 CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode"}
+STOP = common.STOP | {signal.SIGHUP}  # which comes when the terminal is closed
 
 
 def semaphore_name(text: str) -> str:
@@ -50,7 +51,7 @@ def acquire(sem: posix_ipc.Semaphore, timeout: float | None, noted: set[int]) ->
             sem.acquire(None if timeout is None else max(end - time.monotonic(), 0))
             return
         except posix_ipc.SignalError:
-            if stop := noted & common.STOP:
+            if stop := noted & STOP:
                 sys.exit(128 + min(stop))
 
 
@@ -58,7 +59,7 @@ def hold(command: list[str], noted: set[int]) -> int:
     """Run the command, pass signals on to it, and return its exit status as a shell shows it."""
     import subprocess
 
-    if stop := noted & common.STOP:
+    if stop := noted & STOP:
         sys.exit(128 + min(stop))
     try:
         process = subprocess.Popen(command)
@@ -69,10 +70,10 @@ def hold(command: list[str], noted: set[int]) -> int:
         if number != signal.SIGINT or not os.isatty(0):  # a terminal sends Ctrl-C to both of us
             process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) sets it
+    for number in STOP:
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward)
-    for earlier in noted & common.STOP:  # it came while the process was started
+    for earlier in noted & STOP:  # it came while the process was started
         forward(earlier, None)
     status = process.wait()
     return status if status >= 0 else 128 - status
@@ -98,6 +99,8 @@ def main() -> None:
         else:
             sem = open_semaphore(args.name, posix_ipc.O_CREAT)
             noted = common.note_signals()
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup(1) sets it
+                signal.signal(signal.SIGHUP, lambda number, frame: noted.add(number))
             acquire(sem, args.timeout, noted)
         if args.command:
             try:

@@ -34,6 +34,7 @@ CURES = {
     "SEMVMX": "which is 32767",
 }
 KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
+STOP = common.STOP | {signal.SIGHUP}  # which comes when the terminal is closed
 
 
 def open_semaphore(key: int, create: bool) -> sysv_ipc.Semaphore:
@@ -66,7 +67,7 @@ def acquire(sem: sysv_ipc.Semaphore, args: argparse.Namespace, noted: set[int]) 
         except sysv_ipc.Error as error:
             if type(error) is not sysv_ipc.Error:  # EINTR has no class of its own
                 raise
-        if stop := noted & common.STOP:
+        if stop := noted & STOP:
             sys.exit(128 + min(stop))
         if time.monotonic() >= end:
             raise common.failure(args.key, "Semaphore is busy")
@@ -76,7 +77,7 @@ def hold(command: list[str], noted: set[int]) -> int:
     """Run the command, pass signals on to it, and return its exit status as a shell shows it."""
     import subprocess
 
-    if stop := noted & common.STOP:
+    if stop := noted & STOP:
         sys.exit(128 + min(stop))
     try:
         process = subprocess.Popen(command)
@@ -87,10 +88,10 @@ def hold(command: list[str], noted: set[int]) -> int:
         if number != signal.SIGINT or not os.isatty(0):  # a terminal sends Ctrl-C to both of us
             process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup(1) sets it
+    for number in STOP:
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, forward)
-    for earlier in noted & common.STOP:  # it came while the process was started
+    for earlier in noted & STOP:  # it came while the process was started
         forward(earlier, None)
     status = process.wait()
     return status if status >= 0 else 128 - status
@@ -117,6 +118,8 @@ def main() -> None:
             sem.release(delta=args.by)
         else:
             noted = common.note_signals()
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup(1) sets it
+                signal.signal(signal.SIGHUP, lambda number, frame: noted.add(number))
             acquire(sem, args, noted)
         if args.command:
             try:

@@ -10,7 +10,7 @@ import pexpect
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, until
+from conftest import ENV, Pair, Process, until
 
 
 def value(pair: Pair) -> int:
@@ -134,11 +134,19 @@ def test_a_command_when_it_is_busy(sem):
     assert (done.returncode, done.stdout) == (1, "")
 
 
+HELD_UP = ["strace", "-qq", "-o", "/dev/null", "-e"]
+HELD_UP.append("inject=vfork,fork,clone,clone3:delay_exit=300000")
+
+
+@pytest.mark.parametrize("held_up", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_passed_on_to_the_command(sem, number):
-    with sem.start("client", "--", "sh", "-c", "echo started; exec sleep 60") as client:
-        client.wait_line("started")
-        assert client.stop(number) == 128 + number
+def test_a_signal_is_passed_on_to_the_command(sem, number, held_up):
+    """Held up by strace(1), it comes when the command runs and the client does not know yet."""
+    argv = sem.argv("client", "--", "sh", "-c", "echo $PPID; exec sleep 60")
+    with Process([*HELD_UP * held_up, *argv]) as client:
+        until(lambda: client.out, "its pid")
+        os.kill(int(client.out[0]), number)
+        assert client.wait() == 128 + number
     assert value(sem) == 2
 
 
@@ -178,10 +186,8 @@ def test_signals_at_random_moments_never_leave_it_taken(sem):
 @pytest.mark.parametrize("held_up", [False, True])
 def test_ctrl_c_at_a_terminal_reaches_the_command_once(sem, held_up):
     """Held up by strace(1), it comes when the command runs and the client does not know yet."""
-    inject = "inject=vfork,fork,clone,clone3:delay_exit=300000"
-    strace = ["strace", "-qq", "-o", "/dev/null", "-e", inject] if held_up else []
     command = "trap 'echo got one' INT; echo ready; sleep 1; sleep 1; exit 3"
-    argv = [*strace, *sem.argv("client", "--", "sh", "-c", command)]
+    argv = [*HELD_UP * held_up, *sem.argv("client", "--", "sh", "-c", command)]
     child = pexpect.spawn(argv[0], argv[1:], env=ENV, encoding="utf-8", timeout=20)
     child.expect_exact("ready")
     child.sendintr()
