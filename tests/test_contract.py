@@ -21,7 +21,7 @@ def mode_of(pair: Pair) -> int:
     import sysv_ipc
 
     if pair.api == "posix" and pair.primitive == "msq":
-        queue = posix_ipc.MessageQueue(pair.name)
+        queue = posix_ipc.MessageQueue(pair.name, write=False)
         mode = stat.S_IMODE(os.fstat(queue.mqd).st_mode)
         queue.close()
         return mode
@@ -32,7 +32,11 @@ def mode_of(pair: Pair) -> int:
         "shm": sysv_ipc.SharedMemory,
         "sem": sysv_ipc.Semaphore,
     }[pair.primitive]
-    return kind(pair.key).mode & 0o777
+    thing = kind(pair.key, mode=0o400)  # an ordinary user may not ask for more than it grants
+    mode = thing.mode & 0o777
+    if pair.primitive == "shm":
+        thing.detach()
+    return mode
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
