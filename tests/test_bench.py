@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from conftest import ENV, ROOT, Process, until
+from conftest import ENV, ROOT, Process, needs, until
 
 BENCH = [sys.executable, str(ROOT / "tests/bench/bench.py")]
 
@@ -18,6 +18,9 @@ def interrupt(bench: Process) -> None:
     name = f"bench-{bench.pid}"
     until(lambda: subprocess.run(["pgrep", "-f", name], capture_output=True).returncode == 1)
     assert [path for path in os.listdir("/dev/shm") if name in path] == []
+
+
+pytestmark = needs("ps", "pgrep")
 
 
 def test_an_interrupted_bench_leaves_nothing():

@@ -8,21 +8,20 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import ENV, ROOT, Pair, Process, until
+from conftest import ENV, ROOT, Pair, Process, needs, until
 
 README = (ROOT / "README.md").read_text()
 MESSAGES = 60
-needs = [shutil.which(tool) for tool in ("mosquitto", "mosquitto_pub", "redis-server", "ip")]
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or None in needs, reason="needs root, mosquitto, redis-server and iproute2"
-)
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for hosts made of namespaces"),
+    needs("mosquitto", "mosquitto_pub", "mosquitto_sub", "redis-server", "redis-cli", "ip", "ss"),
+]
 
 
 class Host:

@@ -12,7 +12,7 @@ import time
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, Process, record, rounds, until
+from conftest import ENV, Pair, Process, needs, record, rounds, until
 
 COUNT = re.compile(r"^[0-9:.]{15} \{'count': (\d+)\}$")
 
@@ -271,6 +271,7 @@ def test_a_frozen_sender_and_a_frozen_holder(make_pair, api):
         assert frozen.stop() == 143
 
 
+@needs("pgrep")
 def test_a_holder_that_is_killed(sem):
     """The kernel gives back a System V semaphore, and not a POSIX one: `-r` does."""
     with sem.server("-i0.01") as server:
@@ -359,6 +360,7 @@ def test_fifty_segment_starts_at_once(shm):
         assert shm.run("server", "-c1").stdout.splitlines()[1].endswith("text"), turn
 
 
+@needs("strace")
 @pytest.mark.parametrize("primitive", ["sem", "shm"])
 def test_a_creator_that_is_held_up_is_waited_for(make_pair, primitive):
     """The window between semget(2) and semop(2), opened wide with strace(1)."""

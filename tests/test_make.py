@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import ENV, PAIRS, ROOT, TITLE, Pair, until
+from conftest import ENV, PAIRS, ROOT, TITLE, Pair, needs, until
 
 NAMES = ["-".join(pair) for pair in PAIRS]
 
@@ -95,6 +95,7 @@ def test_variables_come_from_the_command_line_only(checkout, make_pair):
     assert (done.stdout, done.stderr) == ("semaphore: 1\n", "")
 
 
+@needs("pgrep")
 @pytest.mark.parametrize("primitive", TITLE)
 def test_server_and_client_targets(checkout, api, primitive, make_pair):
     pair = make_pair(api, primitive)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import ENV, Pair, until
+from conftest import ENV, Pair, needs, until
 
 JSON_LINES = ['{"count": 1}', "[1, 2.5, null]", '"hello"', "true", '{"name": "Zoë"}', "-0"]
 
@@ -280,6 +280,7 @@ def test_a_server_prints_nothing_twice_when_it_is_stopped_and_continued(msq):
     assert server.texts[1:-1] == [f"{{'count': {n}}}" for n in (1, 2, 3)]
 
 
+@needs("strace")
 def test_a_message_costs_the_server_one_receive_and_one_write(msq, tmp_path):
     trace = tmp_path / "trace"
     with (

@@ -15,7 +15,7 @@ IPC_CREAT, SETVAL = 0o1000, 16
 def peer(tmp_path_factory) -> Path:
     """The C program beside this file, compiled."""
     if not shutil.which("cc"):
-        pytest.skip("no C compiler")
+        pytest.skip("needs cc")
     path = tmp_path_factory.mktemp("peer") / "peer"
     source = Path(__file__).with_name("peer.c")
     subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", path, source, "-lrt"], check=True)
@@ -30,7 +30,7 @@ def run(*argv: object) -> str:
 
 def perl(program: str, *args: object) -> str:
     if not shutil.which("perl"):
-        pytest.skip("no Perl")
+        pytest.skip("needs perl")
     return run("perl", "-e", program, *args)
 
 

@@ -10,7 +10,7 @@ import pexpect
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, Process, until
+from conftest import ENV, Pair, Process, needs, until
 
 
 def value(pair: Pair) -> int:
@@ -138,7 +138,7 @@ HELD_UP = ["strace", "-qq", "-o", "/dev/null", "-e"]
 HELD_UP.append("inject=vfork,fork,clone,clone3:delay_exit=300000")
 
 
-@pytest.mark.parametrize("held_up", [False, True])
+@pytest.mark.parametrize("held_up", [False, pytest.param(True, marks=needs("strace"))])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_passed_on_to_the_command(sem, number, held_up):
     """Held up by strace(1), it comes when the command runs and the client does not know yet."""
@@ -183,7 +183,7 @@ def test_signals_at_random_moments_never_leave_it_taken(sem):
         assert value(sem) == 2
 
 
-@pytest.mark.parametrize("held_up", [False, True])
+@pytest.mark.parametrize("held_up", [False, pytest.param(True, marks=needs("strace"))])
 def test_ctrl_c_at_a_terminal_reaches_the_command_once(sem, held_up):
     """Held up by strace(1), it comes when the command runs and the client does not know yet."""
     command = "trap 'echo got one' INT; echo ready; sleep 1; sleep 1; exit 3"

@@ -7,7 +7,7 @@ import pexpect
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, until
+from conftest import ENV, Pair, needs, until
 
 
 def contents(pair: Pair) -> bytes:
@@ -192,6 +192,7 @@ def test_the_semaphore_pair_may_use_the_same_key(make_pair):
     assert reading(segment) == "text"
 
 
+@needs("strace", "/usr/bin/time")
 def test_the_cost_of_a_reading_follows_the_text(shm, tmp_path):
     """Bytes read, not time: from a segment of 256 MiB no more than from one of 4 KiB."""
     trace = tmp_path / "trace"

@@ -144,8 +144,14 @@ class Manager:
 def manager() -> Iterator[Manager]:
     if os.geteuid() != 0:
         pytest.skip("needs root, to make namespaces and to become an ordinary user")
-    for program in ("/lib/systemd/systemd", "/usr/bin/python3", "/lib/systemd/systemd-journald"):
-        if not os.path.exists(program):
+    programs = [
+        "/lib/systemd/systemd",
+        "/lib/systemd/systemd-journald",
+        "/usr/bin/python3",
+        "pgrep",
+    ]
+    for program in programs:
+        if not shutil.which(program):
             pytest.skip(f"needs {program}")
     folder = Path("/tmp") / f"test-systemd-{os.getpid()}"
     folder.mkdir(mode=0o755)

@@ -11,7 +11,7 @@ import textwrap
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, ROOT, Process, until
+from conftest import ENV, ROOT, Process, needs, until
 
 README = (ROOT / "README.md").read_text()
 IMPORTS = """\
@@ -58,6 +58,7 @@ def test_a_semaphore_that_is_reset(make_pair):
     assert run(right, "print(sem.value)").stdout == "2\n"
 
 
+@needs("strace")
 @pytest.mark.parametrize("which", ["wrong", "right"])
 def test_a_handler_that_loses_a_message(make_pair, which):
     """strace(1) holds the server up between mq_receive(3) and the next line."""
