@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 
+import posix_ipc
+import pytest
 from conftest import ENV, ROOT, Process, needs, until
 
 BENCH = [sys.executable, str(ROOT / "tests/bench/bench.py")]
@@ -18,6 +20,8 @@ def interrupt(bench: Process) -> None:
     name = f"bench-{bench.pid}"
     until(lambda: subprocess.run(["pgrep", "-f", name], capture_output=True).returncode == 1)
     assert [path for path in os.listdir("/dev/shm") if name in path] == []
+    with pytest.raises(posix_ipc.ExistentialError):
+        posix_ipc.MessageQueue(f"/{name}")
 
 
 pytestmark = needs("ps", "pgrep")

@@ -7,6 +7,7 @@ nothing is left behind. FORMAT=markdown prints the table for the README.
 import contextlib
 import functools
 import itertools
+import multiprocessing
 import os
 import platform
 import random
@@ -35,7 +36,7 @@ NAME = f"/bench-{os.getpid()}"
 KEY = str(random.randrange(2**20, 2**31 - 1))
 OBJECT = {"posix": ["-n", NAME], "sysv": ["-k", KEY]}
 folder = Path()  # of this run, set by main()
-children: list[subprocess.Popen[bytes]] = []
+STOP = {signal.SIGINT, signal.SIGTERM}
 
 
 def script(api: str, primitive: str, side: str, *args: object) -> list[str]:
@@ -45,9 +46,7 @@ def script(api: str, primitive: str, side: str, *args: object) -> list[str]:
 
 def start(argv: list[str], **options: object) -> subprocess.Popen[bytes]:
     options = {"stdout": subprocess.DEVNULL, "stdin": subprocess.DEVNULL, "env": ENV, **options}
-    # In a session of its own, or Ctrl-C at the terminal ends it before it is told to.
-    children.append(subprocess.Popen(argv, start_new_session=True, **options))
-    return children[-1]
+    return subprocess.Popen(argv, **options)
 
 
 def run(argv: list[str], **options: object) -> float:
@@ -71,16 +70,6 @@ def serving(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
         server.wait()
-
-
-def clean() -> None:
-    for child in children:
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-    for api in OBJECT:
-        for primitive in ("msq", "shm", "sem"):
-            start(script(api, primitive, "server", "--clean")).wait()
 
 
 def compiled() -> str | None:
@@ -439,53 +428,57 @@ def measure(peer: str | None) -> Iterator[list[str]]:
         )  # fmt: skip
 
 
-def main() -> None:
-    global folder  # noqa: PLW0603
-    markdown = sys.argv[1:] == ["markdown"]
-    sys.stdout.reconfigure(line_buffering=True)
-    interrupted: list[int] = []
-
-    def interrupt(number: int, _frame: object) -> None:
-        interrupted.append(number)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
+def table(markdown: bool) -> None:
+    """Measure, and print as it goes: in a process group that ends as one."""
+    os.setpgid(0, 0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
     heads = ["measured", "here", "beside", "ratio", "to reach", "reached", ""]
     print(
         f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores; "
         f"medians of {ROUNDS} rounds\n"
     )
+    if markdown:
+        print("|", " | ".join(heads[:-1]), "|\n" + "| --- " * 6 + "|")
+    else:
+        print(f"{heads[0]:34}{heads[1]:>13}  {heads[2]:36}{heads[3]:>6}  {heads[4]}")
+    peer = compiled()
+    if not peer:
+        print("(no C compiler, so nothing beside C)")
+    for what, here, beside, ratio, reach, reached, bar in measure(peer):
+        if markdown:
+            print("|", " | ".join([what, here, beside, ratio, reach, reached]), "|")
+        else:
+            mark = "" if reached == "yes" else "  <- not reached"
+            print(f"{what:34}{here:>13}  {beside:36}{ratio:>6}  {reach:13}{bar}{mark}")
+
+
+def main() -> int:
+    global folder  # noqa: PLW0603
+    sys.stdout.reconfigure(line_buffering=True)
+    noted: list[int] = []
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
-        try:
-            peer = compiled()
-            if markdown:
-                print("|", " | ".join(heads[:-1]), "|\n" + "| --- " * 6 + "|")
-            else:
-                print(f"{heads[0]:34}{heads[1]:>13}  {heads[2]:36}{heads[3]:>6}  {heads[4]}")
-            if not peer:
-                print("(no C compiler, so nothing beside C)")
-            for what, here, beside, ratio, reach, reached, bar in measure(peer):
-                if markdown:
-                    print(
-                        "|",
-                        " | ".join([what, here, beside, ratio, reach, reached]),
-                        "|",
-                        flush=True,
-                    )
-                else:
-                    mark = "" if reached == "yes" else "  <- not reached"
-                    text = f"{what:34}{here:>13}  {beside:36}{ratio:>6}  {reach:13}{bar}{mark}"
-                    print(text, flush=True)
-        except (KeyboardInterrupt, OSError, AssertionError):
-            if not interrupted:  # Ctrl-C ends the children too, and that comes out in many ways
-                raise
-            sys.exit(130)
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            clean()
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # until there is a group to end
+        worker = multiprocessing.get_context("fork").Process(
+            target=table, args=(sys.argv[1:] == ["markdown"],)
+        )
+        worker.start()
+        os.setpgid(worker.pid, worker.pid)
+
+        def end(number: int, _frame: object) -> None:
+            noted.append(number)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+
+        for number in STOP:
+            signal.signal(number, end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+        worker.join()
+        for api in OBJECT:
+            for primitive in ("msq", "shm", "sem"):
+                start(script(api, primitive, "server", "--clean"), start_new_session=True).wait()
+    return 128 + noted[0] if noted else worker.exitcode or 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
