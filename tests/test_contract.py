@@ -11,32 +11,19 @@ import time
 import tokenize
 
 import pytest
-from conftest import APIS, ENV, PAIRS, PRIMITIVES, ROOT, SCRIPTS, TITLE, Pair, Process, until
+from conftest import APIS, ENV, PAIRS, PRIMITIVES, ROOT, SCRIPTS, TITLE, Pair, until, waits_in
 
 ALL = [f"{api}_{primitive}_{side}" for api, primitive in PAIRS for side in ("server", "client")]
 
 
 def mode_of(pair: Pair) -> int:
-    import posix_ipc
-    import sysv_ipc
-
     if pair.api == "posix" and pair.primitive == "msq":
-        queue = posix_ipc.MessageQueue(pair.name, write=False)
-        mode = stat.S_IMODE(os.fstat(queue.mqd).st_mode)
-        queue.close()
-        return mode
+        with pair.opened(write=False) as queue:
+            return stat.S_IMODE(os.fstat(queue.mqd).st_mode)
     if pair.api == "posix":
         return stat.S_IMODE(pair.path.stat().st_mode)
-    kind = {
-        "msq": sysv_ipc.MessageQueue,
-        "shm": sysv_ipc.SharedMemory,
-        "sem": sysv_ipc.Semaphore,
-    }[pair.primitive]
-    thing = kind(pair.key, mode=0o400)  # an ordinary user may not ask for more than it grants
-    mode = thing.mode & 0o777
-    if pair.primitive == "shm":
-        thing.detach()
-    return mode
+    with pair.opened(mode=0o400) as thing:  # an ordinary user may not ask for more than it grants
+        return thing.mode & 0o777
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -307,19 +294,12 @@ def test_a_client_ends_by_the_signal(pair, number):
     stdin = subprocess.PIPE
     with pair.start("client", *options, stdin=stdin) as client:
         if pair.primitive == "sem":
-            until(lambda: asleep(client))
+            until(lambda: waits_in(client.pid, "semop", "semtimedop", "futex"))
         else:
             until(lambda: client.out)
         status = client.stop(number)
     assert status in (-number, 128 + number)
     assert client.err == []
-
-
-def asleep(process: Process) -> bool:
-    """Whether it waits in semop(2) or in futex(2), for a semaphore."""
-    with open(f"/proc/{process.pid}/syscall") as file:
-        number = file.read().split()[0]
-    return number in {"65", "202", "220"}
 
 
 def test_an_idle_server_sleeps(pair):

@@ -9,10 +9,9 @@ import subprocess
 import threading
 import time
 
-import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, Process, needs, record, rounds, until
+from conftest import ENV, Pair, Process, needs, record, rounds, state, until
 
 COUNT = re.compile(r"^[0-9:.]{15} \{'count': (\d+)\}$")
 
@@ -22,13 +21,8 @@ def numbers(lines: list[str]) -> list[int]:
 
 
 def waiting_messages(pair: Pair) -> int:
-    if pair.api == "sysv":
-        return sysv_ipc.MessageQueue(pair.key).current_messages
-    queue = posix_ipc.MessageQueue(pair.name)
-    try:
+    with pair.opened() as queue:
         return queue.current_messages
-    finally:
-        queue.close()
 
 
 def drain(pair: Pair) -> list[str]:
@@ -171,8 +165,7 @@ def test_writers_killed_at_random_never_leave_a_mix(shm):
 def feed_forever(client: Process, text: str) -> None:
     try:
         while True:
-            client.popen.stdin.write(text)
-            client.popen.stdin.flush()
+            client.type(text)
     except (BrokenPipeError, ValueError):
         pass
 
@@ -212,20 +205,14 @@ def freeze_in_a_write(shm: Pair, client: Process) -> None:
         if shm.api == "posix":
             mark = shm.path.read_bytes()[-1:]
         else:
-            segment = sysv_ipc.SharedMemory(shm.key)
-            mark = segment.read(1, segment.size - 1)
-            segment.detach()
+            with shm.opened() as segment:
+                mark = segment.read(1, segment.size - 1)
         if mark == b"\x01":
             return True
         client.popen.send_signal(signal.SIGCONT)
         return False
 
     until(writing, "a client stopped in a write", 60)
-
-
-def state(pid: int) -> str:
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
@@ -241,8 +228,7 @@ def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
         assert server.stop(timeout=5) == 0
         assert server.texts[-1] == shm.end_line
         with shm.start("client", stdin=subprocess.PIPE) as other:  # waits, and can be ended
-            other.popen.stdin.write("other\n")
-            other.popen.stdin.flush()
+            other.type("other\n")
             other.wait_line("write to")
             assert other.stop(signal.SIGINT, timeout=5) in (-2, 130)
         client.stop(signal.SIGKILL)
@@ -371,24 +357,16 @@ def test_a_creator_that_is_held_up_is_waited_for(make_pair, primitive):
         ["strace", "-o", "/dev/null", "-e", inject, *pair.argv(side)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
     )  # fmt: skip
-    key = pair.key if primitive == "sem" else ~pair.key
-    until(lambda: exists(key))
-    assert not sysv_ipc.Semaphore(key).o_time  # or the test has missed the moment
+    semaphore = pair if primitive == "sem" else pair.lock
+    until(semaphore.exists)
+    assert not sysv_ipc.Semaphore(semaphore.key).o_time  # or the test has missed the moment
     done = pair.client(stdin=stdin)
     out, err = slow.communicate("other\n", timeout=60)
     assert (done.returncode, slow.returncode, done.stderr, err) == (0, 0, "", "")
     if primitive == "sem":
         # The slow one looks at the value late, when the other has taken one too.
         assert {done.stdout, out} <= {"semaphore: 1\n", "semaphore: 0\n"}
-        assert sysv_ipc.Semaphore(key).value == 0
-
-
-def exists(key: int) -> bool:
-    try:
-        sysv_ipc.Semaphore(key)
-    except sysv_ipc.ExistentialError:
-        return False
-    return True
+        assert sysv_ipc.Semaphore(pair.key).value == 0
 
 
 @pytest.mark.parametrize("primitive", ["sem", "shm"])

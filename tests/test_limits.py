@@ -1,15 +1,11 @@
 """The kernel's limits: each gives one line that names the cure. Root sets them in namespaces."""
 
 import json
-import os
 import shlex
 import subprocess
 
 import pytest
-from conftest import ENV, ROOT, Pair
-
-README = (ROOT / "README.md").read_text()
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a namespace of its own")
+from conftest import ENV, Pair, in_namespaces, needs, readme
 
 
 def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *words: str) -> None:
@@ -20,7 +16,7 @@ def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *word
         assert word in done.stderr, done.stderr
     # A reader who searches the README for the line finds it.
     reason = done.stderr.partition(f"{pair.thing}: ")[2].strip()
-    assert f": {reason}`" in README or f": {reason}\n" in README, reason
+    assert f": {reason}`" in readme() or f": {reason}\n" in readme(), reason
 
 
 def within(flags: str, *script: str) -> subprocess.CompletedProcess[str]:
@@ -39,6 +35,7 @@ def command(pair: Pair, side: str, *args: object) -> str:
     return shlex.join(pair.argv(side, *args))
 
 
+@needs("prlimit")
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_rlimit_msgqueue(make_pair, side):
     pair = make_pair("posix", "msq")
@@ -61,7 +58,7 @@ def test_msg_max(make_pair):
     assert pair.run("server", "--clean").stdout.startswith("nothing")
 
 
-@as_root
+@in_namespaces
 def test_queues_max(make_pair):
     """It does not hold for those who have CAP_SYS_RESOURCE, so the test gives that up."""
     pair = make_pair("posix", "msq")
@@ -74,7 +71,7 @@ def test_queues_max(make_pair):
         refused(done, pair, side, "fs.mqueue.queues_max")
 
 
-@as_root
+@in_namespaces
 def test_msgmni(make_pair):
     pair = make_pair("sysv", "msq")
     for side in ("server", "client"):
@@ -82,7 +79,7 @@ def test_msgmni(make_pair):
         refused(done, pair, side, "kernel.msgmni")
 
 
-@as_root
+@in_namespaces
 def test_msgmnb(make_pair):
     pair = make_pair("sysv", "msq")
     client = command(pair, "client", "-i0", "-q", "--no-wait")
@@ -102,7 +99,7 @@ def test_msgmax(make_pair):
     refused(done, pair, "client", "kernel.msgmax")
 
 
-@as_root
+@in_namespaces
 def test_a_raised_msgmax(make_pair):
     """A message of a size that the package would leave in the queue for good."""
     pair = make_pair("sysv", "msq")
@@ -116,7 +113,7 @@ def test_a_raised_msgmax(make_pair):
     assert (done.returncode, done.stdout.strip()) == (0, "90003")
 
 
-@as_root
+@in_namespaces
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_shmall_and_shmmni(make_pair, side):
     pair = make_pair("sysv", "shm")
@@ -128,7 +125,7 @@ def test_shmall_and_shmmni(make_pair, side):
     refused(done, pair, side, "kernel.shmmni")
 
 
-@as_root
+@in_namespaces
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_kernel_sem(make_pair, side):
     pair = make_pair("sysv", "sem")
@@ -136,7 +133,7 @@ def test_kernel_sem(make_pair, side):
     refused(done, pair, side, "kernel.sem")
 
 
-@as_root
+@in_namespaces
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_dev_shm_is_full(make_pair, side):
     pair = make_pair("posix", "shm")

@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 
+import posix_ipc
 import pytest
+import sysv_ipc
 from conftest import ENV, Pair, needs, until
 
 JSON_LINES = ['{"count": 1}', "[1, 2.5, null]", '"hello"', "true", '{"name": "Zoë"}', "-0"]
@@ -12,31 +14,20 @@ JSON_LINES = ['{"count": 1}', "[1, 2.5, null]", '"hello"', "true", '{"name": "Zo
 
 def drain(pair: Pair) -> list[str]:
     """What a server reads, with an end that does not depend on the order."""
-    import posix_ipc
-    import sysv_ipc
-
-    if pair.api == "posix":
-        queue = posix_ipc.MessageQueue(pair.name)
+    with pair.opened() as queue:
         count = queue.current_messages
-        queue.close()
-    else:
-        count = sysv_ipc.MessageQueue(pair.key).current_messages
     return pair.run("server", f"-c{count}").stdout.splitlines()[1:-1]
 
 
 def put(pair: Pair, *bodies: bytes, type: int = 1) -> None:
     """Send raw bytes, as a program that is none of ours would."""
-    import posix_ipc
-    import sysv_ipc
-
     for body in bodies:
         if pair.api == "posix":
-            queue = posix_ipc.MessageQueue(pair.name, posix_ipc.O_CREAT)
-            queue.send(body)
-            queue.close()
+            with pair.opened(posix_ipc.O_CREAT) as queue:
+                queue.send(body)
         else:
-            queue = sysv_ipc.MessageQueue(pair.key, sysv_ipc.IPC_CREAT, max_message_size=2**20)
-            queue.send(body, type=type)
+            with pair.opened(sysv_ipc.IPC_CREAT, max_message_size=2**20) as queue:
+                queue.send(body, type=type)
 
 
 def test_client_and_server_print_the_same(msq):
@@ -90,10 +81,9 @@ def test_stdin_sends_each_line_as_it_comes(msq):
         msq.start("client", "--stdin", stdin=subprocess.PIPE) as client,
     ):
         for line in JSON_LINES:
-            client.popen.stdin.write(f"{line}\n")
-            client.popen.stdin.flush()
+            client.type(f"{line}\n")
             server.wait_line(json.dumps(json.loads(line)))
-        client.popen.stdin.close()
+        client.stdin.close()
         assert client.wait() == 0
         server.stop()
     assert server.out == [json.dumps(json.loads(line)) for line in JSON_LINES]
@@ -256,13 +246,10 @@ def test_the_largest_message_the_queue_takes(msq):
 
 
 def test_queue_attributes_at_creation(make_pair):
-    import posix_ipc
-
     pair = make_pair("posix", "msq")
     with pair.server("--max-messages", 3, "--max-message-size", 64):
-        queue = posix_ipc.MessageQueue(pair.name)
-        assert (queue.max_messages, queue.max_message_size) == (3, 64)
-        queue.close()
+        with pair.opened() as queue:
+            assert (queue.max_messages, queue.max_message_size) == (3, 64)
         done = pair.client("--stdin", stdin=json.dumps("x" * 64))
     assert done.stderr == (
         f"posix_msq_client: {pair.name}: The message is too long: "

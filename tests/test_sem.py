@@ -7,26 +7,17 @@ import subprocess
 import time
 
 import pexpect
-import posix_ipc
 import pytest
-import sysv_ipc
-from conftest import ENV, Pair, Process, needs, until
+from conftest import ENV, Pair, Process, needs, until, waits_in
 
 
 def value(pair: Pair) -> int:
-    if pair.api == "posix":
-        sem = posix_ipc.Semaphore(pair.name)
-        try:
-            return sem.value
-        finally:
-            sem.close()
-    return sysv_ipc.Semaphore(pair.key).value
+    with pair.opened() as semaphore:
+        return semaphore.value
 
 
 def waiting(pid: int) -> bool:
-    """Whether the process waits in semop(2) or futex(2)."""
-    with open(f"/proc/{pid}/syscall") as file:
-        return file.read().split()[0] in {"65", "202", "220"}
+    return waits_in(pid, "semop", "semtimedop", "futex")
 
 
 def test_the_server_prints_changes(sem):

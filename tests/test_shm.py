@@ -13,7 +13,8 @@ from conftest import ENV, Pair, needs, until
 def contents(pair: Pair) -> bytes:
     if pair.api == "posix":
         return pair.path.read_bytes()
-    return sysv_ipc.SharedMemory(pair.key).read()
+    with pair.opened() as segment:
+        return segment.read()
 
 
 def poke(pair: Pair, data: bytes, offset: int = 0) -> None:
@@ -23,7 +24,8 @@ def poke(pair: Pair, data: bytes, offset: int = 0) -> None:
             file.seek(offset)
             file.write(data)
     else:
-        sysv_ipc.SharedMemory(pair.key).write(data, offset)
+        with pair.opened() as segment:
+            segment.write(data, offset)
 
 
 def reading(pair: Pair) -> str:
@@ -133,20 +135,18 @@ def test_a_posix_segment_truncated_or_enlarged_under_both(make_pair, size):
         pair.server("-i0.02") as server,
         pair.start("client", stdin=subprocess.PIPE) as client,
     ):
-        client.popen.stdin.write("before\n")
-        client.popen.stdin.flush()
+        client.type("before\n")
         server.wait_line("before")
         os.truncate(pair.path, size)
         count = len(server.out)
         until(lambda: len(server.out) > count + 2)
-        client.popen.stdin.write("after\n")
-        client.popen.stdin.flush()
+        client.type("after\n")
         if size > 10:
             server.wait_line("after")
         else:
             until(lambda: client.err)
             assert client.err[0].endswith(f"the text does not fit: 5 bytes, the segment has {size}")
-        client.popen.stdin.close()
+        client.stdin.close()
         assert client.wait() == (0 if size > 10 else 1)
         assert server.stop() == 0
     assert server.texts[-2] == {0: "", 1: "b", 100000: "after"}[size]
@@ -166,8 +166,8 @@ def test_a_segment_is_removed_under_the_client(shm):
     with shm.start("client", stdin=subprocess.PIPE) as client:
         client.wait_line("write to")
         shm.remove()
-        client.popen.stdin.write("text\n")
-        client.popen.stdin.close()
+        client.type("text\n")
+        client.stdin.close()
         assert client.wait() == 1
     assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
 
@@ -175,18 +175,16 @@ def test_a_segment_is_removed_under_the_client(shm):
 def test_clean_removes_the_lock(make_pair):
     pair = make_pair("sysv", "shm")
     pair.client(stdin="text\n")
-    sysv_ipc.Semaphore(~pair.key)
+    assert pair.lock.exists()
     pair.run("server", "--clean")
-    with pytest.raises(sysv_ipc.ExistentialError):
-        sysv_ipc.Semaphore(~pair.key)
+    assert not pair.lock.exists()
     sysv_ipc.Semaphore(~pair.key, sysv_ipc.IPC_CREX)
     assert pair.run("server", "--clean").stdout == f"removed {pair.key}\n"
 
 
 def test_the_semaphore_pair_may_use_the_same_key(make_pair):
-    segment, semaphore = make_pair("sysv", "shm"), make_pair("sysv", "sem")
-    semaphore.key = segment.key
-    semaphore.option = segment.option
+    segment = make_pair("sysv", "shm")
+    semaphore = make_pair("sysv", "sem", key=segment.key)
     assert semaphore.client().stdout == "semaphore: 1\n"
     assert segment.client(stdin="text\n").returncode == 0
     assert reading(segment) == "text"

@@ -1,33 +1,43 @@
 """Other users: two uids and root. Modes keep out and let in; a squatter's object is refused."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ENV, PAIRS, ROOT, SCRIPTS, Pair, Process
+from conftest import ENV, PAIRS, SCRIPTS, Pair, Process, as_user, in_namespaces, readme
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
+pytestmark = in_namespaces  # which needs the capabilities that let root become others
 
-README = (ROOT / "README.md").read_text()
 ALICE, BOB = 64501, 64502
-# The interpreter may lie where these users cannot go, so they are entered when all is imported.
-ENTER = """
-import __future__, argparse, atexit, contextlib, datetime, fcntl, itertools, json, math, os
-import collections.abc, gettext, locale, shutil, signal, socket, subprocess, sys, time, typing
-import posix_ipc, sysv_ipc
-uid, script = int(sys.argv[1]), sys.argv[2]
-sys.argv = sys.argv[2:]
-sys.path[0] = os.path.dirname(script)
-os.setgroups([]); os.setgid(uid); os.setuid(uid)
-exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__"})
-"""
+PROTECTED = Path("/proc/sys/fs/protected_regular")
+
+
+@contextlib.contextmanager
+def protected_regular(value: str) -> Iterator[None]:
+    """Set it for the whole machine: one test at a time, and put back whatever ends the test.
+
+    A shell does it, which is a session of its own, when its standard input comes to an end.
+    """
+    program = """
+        exec 9<"$1"; flock 9
+        before=$(cat "$1"); echo "$2" >"$1"; echo set; cat; echo "$before" >"$1"
+        """
+    setter = subprocess.Popen(
+        ["sh", "-c", program, "sh", PROTECTED, value],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    with setter:
+        assert setter.stdout.readline() == b"set\n"
+        yield
 
 
 @pytest.fixture(scope="module")
-def scripts(tmp_path_factory) -> Path:
+def scripts() -> Iterator[Path]:
     folder = Path("/tmp") / f"test-users-{os.getpid()}"
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     folder.chmod(0o755)
@@ -38,8 +48,7 @@ def scripts(tmp_path_factory) -> Path:
 @pytest.fixture
 def argv_of(scripts):
     def argv(pair: Pair, uid: int, side: str, *args: object) -> list[str]:
-        python, script, *options = pair.argv(side, *args)
-        return [python, "-B", "-c", ENTER, str(uid), str(scripts / Path(script).name), *options]
+        return as_user(uid, pair.argv(side, *args), scripts)
 
     return argv
 
@@ -68,7 +77,9 @@ def test_mode_600_keeps_another_user_out(pair, run_as):
         assert "ermission" in done.stderr
         assert ("ls -l /dev/" if pair.api == "posix" else "ipcs -") in done.stderr
         shown = "/test" if pair.api == "posix" else "200"
-        assert done.stderr.strip().replace(pair.thing, shown).replace("server", "client") in README
+        assert (
+            done.stderr.strip().replace(pair.thing, shown).replace("server", "client") in readme()
+        )
     done = run_as(pair, BOB, "server", "--clean")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -78,10 +89,9 @@ def test_mode_600_keeps_another_user_out(pair, run_as):
 @pytest.mark.parametrize("protected", ["0", "2"])
 def test_mode_666_lets_another_user_in(pair, argv_of, run_as, protected):
     """Whatever fs.protected_regular says of O_CREAT in a sticky directory."""
-    setting = Path("/proc/sys/fs/protected_regular")
-    before = setting.read_text()
-    setting.write_text(protected)
-    try:
+    if not os.access(PROTECTED, os.W_OK):
+        pytest.skip(f"needs {PROTECTED}, writable")
+    with protected_regular(protected):
         options = [] if pair.primitive == "msq" else ["-i0.05"]
         argv = argv_of(pair, ALICE, "server", "--mode", "666", *options)
         with Process(argv, cwd="/") as server:
@@ -91,8 +101,6 @@ def test_mode_666_lets_another_user_in(pair, argv_of, run_as, protected):
             shown = {"msq": "{'count': 1}", "shm": "text", "sem": "semaphore: 1"}
             server.wait_line(shown[pair.primitive])
             assert server.stop() == 0
-    finally:
-        setting.write_text(before)
 
 
 def test_a_queue_that_others_may_only_send_to(make_pair, api, argv_of, run_as):
@@ -121,10 +129,9 @@ def test_a_squatted_name_is_refused(pair, argv_of, run_as, victim):
 def test_a_gift_is_refused_too(make_pair, primitive, run_as):
     """A creator who gives a System V object away (IPC_SET) can still remove and change it."""
     pair = make_pair("sysv", primitive)
-    kind = {"msq": "MessageQueue", "shm": "SharedMemory", "sem": "Semaphore"}[primitive]
     program = (
         "import os, sys, sysv_ipc; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
-        f"thing = sysv_ipc.{kind}(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode=0o666);"
+        f"thing = sysv_ipc.{pair.kind.__name__}(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode=0o666);"
         "thing.release() if hasattr(thing, 'release') else None; thing.uid = int(sys.argv[3])"
     )
     argv = [sys.executable, "-c", program, str(ALICE), str(pair.key), str(BOB)]
@@ -152,22 +159,14 @@ def test_the_mode_becomes_000_under_both(make_pair, pair_of, argv_of, run_as):
 
 
 def change_mode(pair: Pair, mode: int) -> None:
-    import posix_ipc
-    import sysv_ipc
-
-    if pair.api == "sysv":
-        kinds = {
-            "msq": sysv_ipc.MessageQueue,
-            "shm": sysv_ipc.SharedMemory,
-            "sem": sysv_ipc.Semaphore,
-        }
-        kinds[pair.primitive](pair.key).mode = mode
-    elif pair.primitive == "msq":
-        queue = posix_ipc.MessageQueue(pair.name)
-        os.fchmod(queue.mqd, mode)
-        queue.close()
-    else:
+    if pair.api == "posix" and pair.primitive != "msq":
         pair.path.chmod(mode)
+        return
+    with pair.opened() as thing:
+        if pair.api == "sysv":
+            thing.mode = mode
+        else:
+            os.fchmod(thing.mqd, mode)
 
 
 def test_the_owner_is_never_taken_from_a_client(pair, run_as):
