@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import shutil
 import signal
@@ -42,6 +43,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How much longer the storms last: `make soak` sets it.
 SOAK = float(os.environ.get("SOAK", "1"))
+# How long a test waits for what must come: `make mutants`, where it often does not, waits less.
+PATIENCE = float(os.environ.get("PATIENCE", "20"))
 # The kernel counts the bytes of a user's queues over the whole machine, whatever the namespace.
 with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(resource.RLIMIT_MSGQUEUE, (resource.RLIM_INFINITY,) * 2)
@@ -61,6 +64,27 @@ GENERIC = {
 CALLS = {"x86_64": X86_64, "aarch64": GENERIC, "riscv64": GENERIC}
 
 
+def note_use(test: str, what: str) -> None:
+    with open(os.environ["USES"], "a") as file:
+        file.write(f"{test.partition('@')[0]}\t{what}\n")
+
+
+def note_scripts(event: str, args: tuple[object, ...]) -> None:
+    """For `make mutants`: which scripts a test starts, names in a shell's line, or imports."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+    if test and event in ("subprocess.Popen", "os.exec", "import"):
+        for words in set(re.findall(r"(?:posix|sysv)[_-](?:msq|shm|sem)(?:_\w+)?", str(args[:2]))):
+            name = words.replace("-", "_")
+            for side in ("server", "client") if name.count("_") == 1 else ("",):
+                script = f"{name}_{side}" if side else name
+                if (SCRIPTS / f"{script}.py").exists():
+                    note_use(test, f"scripts/{script}.py")
+
+
+if "USES" in os.environ:
+    sys.addaudithook(note_scripts)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """In CI everything that the tests need has been installed, so a skipped test has failed."""
@@ -68,6 +92,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = outcome.get_result()
     if report.failed and "maximum number of files open" in report.longreprtext:
         report.sections.append(("RLIMIT_MSGQUEUE", MSGQUEUE))
+    if "USES" in os.environ and call.when == "call":
+        note_use(item.nodeid, f"{report.duration}")
     if report.skipped and os.environ.get("CI"):
         report.outcome = "failed"
         report.longrepr = f"skipped, where everything must run: {report.longrepr}"
@@ -141,6 +167,13 @@ def waits_in(pid: int, *calls: str) -> bool:
     return False
 
 
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def state(pid: int) -> str:
     """One letter: R runs, S sleeps, T is stopped (proc(5))."""
     with open(f"/proc/{pid}/stat") as file:
@@ -148,7 +181,7 @@ def state(pid: int) -> str:
 
 
 def until(
-    condition: Callable[[], object], what: str = "", timeout: float = 20, pause: float = 0.005
+    condition: Callable[[], object], what: str = "", timeout: float = PATIENCE, pause: float = 0.005
 ) -> None:
     """Wait for a condition; fail, and say for what, when it does not come."""
     end = time.monotonic() + timeout
@@ -200,7 +233,7 @@ class Process:
             for line in list(self.out)
         ]
 
-    def wait_line(self, text: str, timeout: float = 20) -> None:
+    def wait_line(self, text: str, timeout: float = PATIENCE) -> None:
         until(
             lambda: any(text in line for line in list(self.out)) or self.popen.poll() is not None,
             f"{text!r} in {self.out} {self.err}",
@@ -210,13 +243,13 @@ class Process:
             self.wait()
         assert any(text in line for line in self.out), f"{text!r} not in {self.out} {self.err}"
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         status = self.popen.wait(timeout)
         for thread in self.threads:
             thread.join(timeout)
         return status
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         self.popen.send_signal(number)
         return self.wait(timeout)
 
@@ -235,6 +268,29 @@ class Process:
         for stream in (self.popen.stdout, self.popen.stderr):
             assert stream
             stream.close()
+
+
+def start_together(argvs: list[list[str]]) -> list[subprocess.Popen[str]]:
+    """Start the processes, which all wait at a gate until the last of them is there."""
+    gate_out, gate_in = os.pipe()
+    processes = [
+        subprocess.Popen(
+            ["sh", "-c", 'read _; exec "$0" "$@" </dev/null', *argv],
+            stdin=gate_out,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENV,
+        )
+        for argv in argvs
+    ]
+    os.close(gate_out)
+    os.close(gate_in)  # at the end of file they go
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[str, str, int]]:
+    return [(*process.communicate(timeout=60), process.returncode) for process in processes]
 
 
 class Pair:
@@ -283,7 +339,12 @@ class Pair:
         return self.run("client", *args, **options)
 
     def run(
-        self, side: str, *args: object, stdin: str | bytes = "", timeout: float = 60, **options: Any
+        self,
+        side: str,
+        *args: object,
+        stdin: str | bytes = "",
+        timeout: float = 3 * PATIENCE,
+        **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             self.argv(side, *args),

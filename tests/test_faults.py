@@ -11,7 +11,19 @@ import time
 
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, Process, needs, record, rounds, state, until
+from conftest import (
+    ENV,
+    Pair,
+    Process,
+    finish,
+    needs,
+    record,
+    rounds,
+    start_together,
+    state,
+    until,
+    waits_in,
+)
 
 COUNT = re.compile(r"^[0-9:.]{15} \{'count': (\d+)\}$")
 
@@ -170,29 +182,28 @@ def feed_forever(client: Process, text: str) -> None:
         pass
 
 
-def test_two_writers_at_once_and_nothing_dies(shm):
+def test_two_writers_at_once_and_no_text_is_a_mix(shm):
+    """Until the server has shown enough of both to have met one, were there any."""
     shm.client("--size", 300_000, stdin="")
-    with shm.server("-i0") as server:
-        writers = [
-            subprocess.Popen(
-                shm.argv("client"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                env=ENV,
-                text=True,
-            )
-            for _ in "ab"
-        ]
+    with (
+        shm.server("-i0") as server,
+        shm.start("client", stdin=subprocess.PIPE) as one,
+        shm.start("client", stdin=subprocess.PIPE) as other,
+    ):
         threads = [
-            threading.Thread(target=writer.communicate, args=(texts_of(letter),))
-            for writer, letter in zip(writers, "ab", strict=True)
+            threading.Thread(target=feed_forever, args=(writer, texts_of(letter)))
+            for writer, letter in ((one, "a"), (other, "b"))
         ]
         for thread in threads:
             thread.start()
+        for letter in "ab":
+            until(lambda: sum(text[-1:] == letter for text in server.texts) >= 40, letter, 60)
+        for writer in (one, other):
+            writer.stop()
         for thread in threads:
             thread.join()
-        assert [writer.returncode for writer in writers] == [0, 0]
-        server.stop()
+        assert server.stop() == 0
+    assert one.err == other.err == []
     assert [text for text in server.texts[1:-1] if not whole(text)] == []
 
 
@@ -229,7 +240,7 @@ def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
         assert server.texts[-1] == shm.end_line
         with shm.start("client", stdin=subprocess.PIPE) as other:  # waits, and can be ended
             other.type("other\n")
-            other.wait_line("write to")
+            until(lambda: waits_in(other.pid, "flock", "semop", "semtimedop"), "it waits")
             assert other.stop(signal.SIGINT, timeout=5) in (-2, 130)
         client.stop(signal.SIGKILL)
         feed.join()
@@ -275,29 +286,6 @@ def test_a_holder_that_is_killed(sem):
 
 
 OPENERS = 50
-
-
-def start_together(argvs: list[list[str]]) -> list[subprocess.Popen[str]]:
-    """Start the processes, which all wait at a gate until the last of them is there."""
-    gate_out, gate_in = os.pipe()
-    processes = [
-        subprocess.Popen(
-            ["sh", "-c", 'read _; exec "$0" "$@" </dev/null', *argv],
-            stdin=gate_out,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENV,
-        )
-        for argv in argvs
-    ]
-    os.close(gate_out)
-    os.close(gate_in)  # at the end of file they go
-    return processes
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[str, str, int]]:
-    return [(*process.communicate(timeout=60), process.returncode) for process in processes]
 
 
 @pytest.mark.parametrize("turn", range(2))
@@ -402,12 +390,16 @@ def test_the_queue_is_removed_under_a_busy_pair(msq):
 
 
 def test_the_object_is_replaced_by_one_of_the_same_name(pair):
+    """While the server cannot look, so that it never sees that there is none."""
     option = [] if pair.primitive == "msq" else ["-i0.1"]
     with pair.server(*option) as server:
         server.wait_line("start")
+        server.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(server.pid) == "T")
         pair.remove()
         done = pair.client(*(["-c1"] if pair.primitive == "msq" else []), stdin="text\n")
         assert (done.returncode, done.stderr) == (0, "")
+        server.popen.send_signal(signal.SIGCONT)
         assert server.wait(5) == 1
         assert len(server.err) == 1
     with pair.server(*option) as server:

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 
 import posix_ipc
 import pytest
@@ -88,6 +89,23 @@ def test_stdin_sends_each_line_as_it_comes(msq):
         server.stop()
     assert server.out == [json.dumps(json.loads(line)) for line in JSON_LINES]
     assert server.err == [msq.start_line, msq.end_line]
+
+
+def test_stdin_has_no_interval_and_no_count(msq):
+    """Thirty lines, which at a second a line would take half a minute."""
+    with msq.server("-c30") as server:
+        began = time.monotonic()
+        assert msq.client("--stdin", "-q", stdin="1\n" * 30).returncode == 0
+        assert server.wait() == 0
+        assert time.monotonic() - began < 15
+    assert len(server.out) == 32
+
+
+def test_stdin_with_an_interval_and_a_count(msq):
+    began = time.monotonic()
+    assert msq.client("--stdin", "-q", "-c3", "-i0.5", stdin="1\n" * 5).returncode == 0
+    assert time.monotonic() - began > 0.9
+    assert len(drain(msq)) == 3
 
 
 @pytest.mark.parametrize(
