@@ -99,7 +99,7 @@ def lines(key: int, refused: list[int]) -> Iterator[tuple[str, bytes]]:
             text = repr(DECODER.decode(line.decode()))
         except (ValueError, RecursionError):
             refused.append(number)
-            hint = "" if b'"' in line else ": a text stands in double quotes"
+            hint = ": a text stands in double quotes" if line[:1].isalpha() else ""
             common.complain(key, f"line {number} is not JSON{hint}")
         else:
             yield text, line.rstrip(b"\r\n")

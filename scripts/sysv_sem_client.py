@@ -18,6 +18,7 @@ Read sysvipc(7), then sysv_sem_server.py; posix_sem_client.py is its POSIX twin.
 
 import contextlib
 import os
+import signal
 import time
 
 import sysv_ipc
@@ -52,31 +53,42 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
     """Take that many (0: wait until there is none); wait so many seconds (None: for ever).
 
     Raises sysv_ipc.BusyError when it cannot be had in time, and sysv_ipc.ExistentialError when the
-    semaphore was removed. Works in any thread.
+    semaphore was removed. A limit over 0 works in the main thread alone: semop(2) has none, so
+    SIGALRM ends its wait.
     """
-    # semop(2) has no time limit, and the wheels of the package have no semtimedop(2): ask again.
-    end = time.monotonic() + (timeout or 0)
-    semaphore.block = timeout is None  # or else IPC_NOWAIT
-    while True:
-        try:
-            if by:
-                semaphore.acquire(delta=by)
-            else:
-                semaphore.Z()
-            return
-        except sysv_ipc.BusyError:
-            if time.monotonic() >= end:
+    began = time.monotonic()
+    semaphore.block = timeout != 0  # or else IPC_NOWAIT
+    if timeout:
+        handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
+        # It rings again every 0.1 s, in case it does so first just before the wait begins.
+        left, interval = signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)
+    try:
+        while True:
+            try:
+                if by:
+                    semaphore.acquire(delta=by)
+                else:
+                    semaphore.Z()
+                return
+            except sysv_ipc.BusyError:
                 raise sysv_ipc.BusyError("Semaphore is busy") from None
-            time.sleep(0.01)
-        except sysv_ipc.Error as error:
-            if type(error) is not sysv_ipc.Error:  # that is EINTR: Ctrl-Z and fg (signal(7))
-                raise
+            except sysv_ipc.Error as error:
+                if type(error) is not sysv_ipc.Error:  # EINTR: the alarm, or Ctrl-Z and fg
+                    raise
+            if timeout and time.monotonic() >= began + timeout:
+                raise sysv_ipc.BusyError("Semaphore is busy")
+    finally:
+        if timeout:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            if left:  # a timer of the program's own, which goes on
+                left = max(left - (time.monotonic() - began), 1e-6)
+                signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
 # --- the command line
 
 import argparse
-import signal
 import sys
 
 if __name__ == "__main__":
