@@ -1,6 +1,5 @@
 """POSIX semaphore, the client: takes one, gives one back, or holds one while a command runs.
 
-    posix_sem_client.py                     takes one, or fails if there is none
     posix_sem_client.py -w                  waits for one; -t 5 waits 5 seconds at the most
     posix_sem_client.py -r                  gives one back
     posix_sem_client.py -w -- make -j2      holds one while the command runs, and exits as it does
@@ -24,9 +23,9 @@ import posix_ipc
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there. Mode and value are a new one's. The
-    umask, which is that of all threads, is another one for a moment."""
-    umask = os.umask(0o777 & ~mode)  # sem_open(3) takes it off the mode
+    """Make the semaphore, or open the one that is there; mode and value are a new one's. The umask
+    of the process is another for a moment, for sem_open(3) takes it off the mode."""
+    umask = os.umask(0o777 & ~mode)
     try:
         return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
     finally:
@@ -36,23 +35,18 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 def removed(semaphore: posix_ipc.Semaphore) -> bool:
     """Return whether its file was removed, replaced or truncated; it lives on while it is open.
     sem_open(3) maps the file and closes it, so look for it among the mappings (proc(5))."""
-    path = f"/dev/shm/sem.{semaphore.name[1:]}"  # sem_overview(7)
-    if not os.path.exists(path):
-        path = f"/dev/shm{semaphore.name}"  # where the musl C library has it
-    try:
-        file = os.stat(path)
-    except FileNotFoundError:
-        return True
-    with open("/proc/self/maps") as maps:  # a sem_t has 32 bytes, or 16
-        return file.st_size not in (16, 32) or f" {file.st_ino} " not in maps.read()
+    for path in (f"/dev/shm/sem.{semaphore.name[1:]}", f"/dev/shm{semaphore.name}"):  # glibc, musl
+        if os.path.exists(path):
+            file = os.stat(path)
+            with open("/proc/self/maps") as maps:  # a sem_t has 32 bytes, or 16
+                return file.st_size not in (16, 32) or f" {file.st_ino} " not in maps.read()
+    return True
 
 
 def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: Sized = ()) -> None:
     """Take one; while there is none, wait that many seconds (None: for ever). In any thread.
-
     Raises posix_ipc.BusyError when there is none in time, InterruptedError when `stop` has
-    something in it, and posix_ipc.ExistentialError when the semaphore was removed.
-    """
+    something in it, and posix_ipc.ExistentialError when the semaphore was removed."""
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
         if removed(semaphore):
@@ -66,7 +60,7 @@ def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: 
                 raise
         except posix_ipc.SignalError:
             pass  # a handler has run
-    raise InterruptedError("stopped while waiting")
+    raise InterruptedError("stopped")
 
 
 # --- the command line
@@ -88,60 +82,53 @@ CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode"}
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 
-def hold(command: list[str], heeded: set[int], mask: set[int]) -> int:
+def hold(command: list[str], heeded: set[int], stop: set[int]) -> int:
     """Run the command, pass signals on to it, and return its exit status as a shell shows it."""
-    to_default = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and execve(2) keeps that
-    try:
-        pid = os.posix_spawnp(
-            command[0], command, os.environ, setsigmask=mask, setsigdef=to_default
-        )
-    except OSError as error:
-        return common.complain(command[0], error)
-    while True:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide the status
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded | {signal.SIGCHLD})
+    if stop or heeded & signal.sigpending():
+        raise InterruptedError("stopped")
+    default = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and execve(2) keeps that
+    pid = os.posix_spawnp(command[0], command, os.environ, setsigmask=mask, setsigdef=default)
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         info = signal.sigwaitinfo(heeded | {signal.SIGCHLD})
-        if info.si_signo == signal.SIGCHLD:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                code: int = os.waitstatus_to_exitcode(status)
-                return code if code >= 0 else 128 - code
-        elif info.si_code <= 0:  # from a process; what a terminal sends, the command has got too
-            with contextlib.suppress(PermissionError):  # the command has changed its user
+        # What the kernel sends, as for Ctrl-C, has a code above 0: the command has got it too.
+        if info.si_signo != signal.SIGCHLD and info.si_code <= 0:
+            with contextlib.suppress(PermissionError):  # it has changed its user
                 os.kill(pid, info.si_signo)
+    code: int = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return code if code >= 0 else 128 - code
 
 
 def misplaced(word: str) -> str:
-    raise argparse.ArgumentTypeError(f"put -- before a command: -- {word}")
+    raise argparse.ArgumentTypeError(f"put -- before the command: -- {word}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
-    parser.usage = "%(prog)s [OPTION ...] [-- COMMAND ...]"
     add = parser.add_argument
-    how_long = parser.add_mutually_exclusive_group().add_argument
-    value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
+    wait = parser.add_mutually_exclusive_group().add_argument
     name = functools.partial(common.name, longest=251)
     add("-n", "--name", type=name, default="/test", help="name of the semaphore (default: /test)")
     add("-r", "--release", action="store_true", help="give one back (default: take one)")
-    limit = "wait for one at most so long (default: 0)"
-    how_long("-t", "--timeout", type=common.seconds, default=0, metavar="SECONDS", help=limit)
-    how_long("-w", "--wait", dest="timeout", action="store_const", const=None, help="for ever")
-    add("--value", type=value, metavar="N", help="value of a new semaphore (default: 2)")
-    add("words", nargs="*", type=misplaced, help=argparse.SUPPRESS, metavar="COMMAND")
-    words = sys.argv[1:]
-    command: list[str] = []
-    if "--" in words:
-        command = words[words.index("--") + 1 :]
-        words = words[: words.index("--")]
-        if not command:
-            parser.error("a command must follow --")
-    args = parser.parse_args(words)
-    if args.release and command:
-        parser.error("-r takes no command")
-    if not posix_ipc.SEMAPHORE_VALUE_SUPPORTED:
-        return common.complain(args.name, "this system does not tell the value of a semaphore")
-    mask: set[int] = set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
-    heeded: set[int] = {number for number in STOP if signal.getsignal(number) != signal.SIG_IGN}
-    stop: set[int] = set()
+    wait(
+        "-t",
+        "--timeout",
+        type=common.seconds,
+        default=0,
+        metavar="SECONDS",
+        help="for one (default: 0)",
+    )
+    wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
+    add("--value", type=common.positive, metavar="N", help="of a new semaphore (default: 2)")
+    add("command", nargs="*", type=misplaced, metavar="-- COMMAND", help="hold one while it runs")
+    dashes = [*sys.argv, "--"].index("--")
+    args = parser.parse_args(sys.argv[1:dashes])
+    command = sys.argv[dashes + 1 :]
+    if dashes == len(sys.argv) - 1 or (args.release and command):
+        parser.error("a command must follow --, and -r takes none")
+    heeded: set[int] = {n for n in STOP if signal.getsignal(n) != signal.SIG_IGN}
+    stop = common.stop_signals(heeded)
     try:
         if args.release:
             semaphore = posix_ipc.Semaphore(args.name)
@@ -153,27 +140,21 @@ def main() -> int:
             common.complain(args.name, f"--value is now {semaphore.value}, not {args.value}")
         if args.release:
             semaphore.release()
-            common.put(f"semaphore: {semaphore.value}")
-            return 0
-        stop = common.stop_signals(heeded)
-        acquire(semaphore, args.timeout, stop)
-        kept = False
-        try:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide the status
-            signal.pthread_sigmask(signal.SIG_BLOCK, heeded | {signal.SIGCHLD})
-            if stop or heeded & signal.sigpending():
-                raise InterruptedError
-            if command:
-                return hold(command, heeded, mask)
-            common.put(f"semaphore: {semaphore.value}")
-            kept = True
-        finally:
-            if not kept and not removed(semaphore):
-                semaphore.release()
+        else:
+            acquire(semaphore, args.timeout, stop)
+        if command:
+            try:
+                return hold(command, heeded, stop)
+            finally:
+                if not removed(semaphore):
+                    semaphore.release()
+        common.put(f"semaphore: {semaphore.value}")
     except InterruptedError:
-        return 128 + min(stop | heeded & signal.sigpending())
+        return 128 + min(stop or signal.sigpending())
+    except common.OutputError as error:
+        return common.complain(args.name, error, {"": "the value has changed all the same"})
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        return common.complain(args.name, error, CURES)
+        return common.complain(getattr(error, "filename", None) or args.name, error, CURES)
     return 0
 
 

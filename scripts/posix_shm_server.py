@@ -101,8 +101,7 @@ def main() -> int:
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
     path = f"/dev/shm{args.name}"  # what is removed lives on while it is open
-    readings, due = 0, 0.0
-    previous: str | None = "\0"
+    readings, due, previous = 0, 0.0, object()
     try:
         if args.clean:
             posix_ipc.unlink_shared_memory(args.name)

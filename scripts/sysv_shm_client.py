@@ -56,8 +56,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
         time.sleep(0.01)
     else:
         never = "the lock never got its value: sysv_shm_server.py --clean removes it"
-        late = TimeoutError(f"locked by process {lock.last_pid}")
-        raise late if lock.o_time else sysv_ipc.Error(never)
+        raise TimeoutError(f"locked by process {lock.last_pid}" if lock.o_time else never)
     try:
         yield
     finally:

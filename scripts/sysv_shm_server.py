@@ -106,8 +106,7 @@ def main() -> int:
     add("--mode", type=common.mode, metavar="OCTAL", help="of a new segment (default: 600)")
     add("--clean", action="store_true", help="remove the segment and its lock, and exit")
     args = parser.parse_args()
-    readings, due = 0, 0.0
-    previous: str | None = "\0"
+    readings, due, previous = 0, 0.0, object()
     try:
         if args.clean:
             done = "nothing to remove:"
