@@ -9,6 +9,7 @@
 ##
 ##   make setup              .venv, with the two packages that the scripts need
 ##   make test               run the tests
+##   make mutants            see which line of FILE=scripts/common.py, or of a sample, no test needs
 ##   make lint               look the code over
 ##   make bench              measure it, against C and others (FORMAT=markdown for a README)
 ##   make soak               the storms of the tests for MINUTES=10
@@ -98,6 +99,12 @@ $(VENV)/.setup-tests: $(VENV)/.setup tests/requirements.txt
 .PHONY: test
 test: $(VENV)/.setup-tests
 	'$(VENV)/bin/python' -m pytest -q -n 4 --dist loadgroup $(ARGS) tests
+
+# A script, a unit or the Makefile, of which every line is tried; without it, a sample of all.
+FILE =
+.PHONY: mutants
+mutants: $(VENV)/.setup-tests
+	'$(VENV)/bin/python' tests/mutants.py $(if $(FILE),'$(FILE)') $(ARGS)
 
 MINUTES = 10
 .PHONY: soak
