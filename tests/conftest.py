@@ -1,5 +1,6 @@
 """What the tests share: scripts run as processes, on objects of their own that are removed."""
 
+import collections
 import contextlib
 import functools
 import json
@@ -456,3 +457,21 @@ def record(**figures: int) -> None:
     if path := os.environ.get("SOAK_FIGURES"):
         with open(path, "a") as file:
             file.write(json.dumps(figures) + "\n")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Where much was skipped, one sentence at the end says so, and what to do about it."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if len(skipped) < 10:
+        return
+    reasons = collections.Counter(
+        str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        .removeprefix("Skipped: ")
+        .removeprefix("needs ")
+        for report in skipped
+    )
+    needed = "; ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
+    terminalreporter.write_line(
+        f"{len(skipped)} tests were not run, for this place lacks what they need: {needed}. "
+        "On a Debian machine, as root, .ci/run installs what is missing and runs them all."
+    )
