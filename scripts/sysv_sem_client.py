@@ -109,14 +109,7 @@ def main() -> int:
     add("--zero", action="store_true", help="take none, but wait until the value is zero")
     add("--by", type=common.number("1", "32767"), default=1, metavar="N", help="so many (1)")
     add("--undo", action="store_true", help="let the kernel undo it at the exit (SEM_UNDO)")
-    wait(
-        "-t",
-        "--timeout",
-        type=common.seconds,
-        default=0,
-        metavar="SECONDS",
-        help="for one (default: 0)",
-    )
+    wait("-t", "--timeout", type=common.seconds, default=0, metavar="SECONDS", help="to wait (0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
     add("--value", type=common.number("1", "32767"), metavar="N", help="of a new semaphore (2)")
     add("command", nargs="*", type=misplaced, metavar="-- COMMAND", help="hold one while it runs")
