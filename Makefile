@@ -9,15 +9,22 @@
 ##
 ##   make setup              .venv, with the two packages that the scripts need
 ##   make test               run the tests
+##   make test-bare          run them in a bare container, and wherever else little is to be had
+##   make mutants            see which line of FILE=scripts/common.py, or of a sample, no test needs
 ##   make lint               look the code over
 ##   make bench              measure it, against C and others (FORMAT=markdown for a README)
 ##   make soak               the storms of the tests for MINUTES=10
 ##   make systemd-install    the servers as systemd user services; make systemd-uninstall
+##   make systemd-no-sandbox for a machine on which their sandbox cannot be made
 ##   make distclean          remove .venv and caches too
 ##
 ## Variables: NAME=/other, KEY=300, COUNT=5, INTERVAL=0.1, ARGS='any other options',
-##            PYTHON=python3.12, VENV=.venv, MINUTES=1, FORMAT=markdown
+##            PYTHON=python3.12 (to make .venv with), VENV=.venv, MINUTES=1, FORMAT=markdown,
+##            FILE=Makefile, PLACE=container
 
+PAIRS = posix-msq posix-shm posix-sem sysv-msq sysv-shm sysv-sem
+
+# Set here, so that one of the environment with the same name is not taken for ours.
 PYTHON = python3
 VENV = .venv
 NAME =
@@ -25,28 +32,59 @@ KEY =
 COUNT =
 INTERVAL =
 ARGS =
-PAIRS = posix-msq posix-shm posix-sem sysv-msq sysv-shm sysv-sem
+MINUTES = 10
+FORMAT =
+FILE =
+PLACE =
 
-name = $(if $(NAME),-n '$(NAME)')
-key = $(if $(KEY),-k '$(KEY)')
-count = $(if $(COUNT),-c '$(COUNT)')
-interval = $(if $(INTERVAL),-i '$(INTERVAL)')
+# The variables that each target has; all have PYTHON and VENV too.
+posix-msq-server = NAME COUNT ARGS
+posix-msq-client = NAME COUNT INTERVAL ARGS
+posix-shm-server = NAME COUNT INTERVAL ARGS
+posix-shm-client = NAME ARGS
+posix-sem-server = NAME INTERVAL ARGS
+posix-sem-client = NAME ARGS
+sysv-msq-server = KEY COUNT ARGS
+sysv-msq-client = KEY COUNT INTERVAL ARGS
+sysv-shm-server = KEY COUNT INTERVAL ARGS
+sysv-shm-client = KEY ARGS
+sysv-sem-server = KEY INTERVAL ARGS
+sysv-sem-client = KEY ARGS
+clean = NAME KEY
+distclean = NAME KEY
+test = ARGS
+test-bare = ARGS PLACE
+mutants = FILE ARGS
+bench = FORMAT
+soak = MINUTES
 
-# What each target runs: $($@) in a recipe is the variable that is called like the target.
-posix-msq-server = posix_msq_server.py $(name) $(count)
-posix-msq-client = posix_msq_client.py $(name) $(count) $(interval)
-posix-shm-server = posix_shm_server.py $(name) $(count) $(interval)
-posix-shm-client = posix_shm_client.py $(name)
-posix-sem-server = posix_sem_server.py $(name) $(interval)
-posix-sem-client = posix_sem_client.py $(name)
-sysv-msq-server = sysv_msq_server.py $(key) $(count)
-sysv-msq-client = sysv_msq_client.py $(key) $(count) $(interval)
-sysv-shm-server = sysv_shm_server.py $(key) $(count) $(interval)
-sysv-shm-client = sysv_shm_client.py $(key)
-sysv-sem-server = sysv_sem_server.py $(key) $(interval)
-sysv-sem-client = sysv_sem_client.py $(key)
+# Those of one target: a pair has what its server or its client has, PAIR-clean its NAME or KEY.
+# The units name .venv, so that what they are installed by has no VENV.
+has = PYTHON $(if $(filter systemd-%,$(1)),,VENV) $($(1)) $($(1)-server) $($(1)-client) \
+	$(filter NAME KEY,$($(1:clean=server)))
 
-run = '$(VENV)/bin/python' scripts/
+# A variable on the command line that no target of this call has is a mistake, and not ignored.
+goals = $(or $(MAKECMDGOALS),help)
+given = $(foreach variable,$(.VARIABLES),$(if $(filter command,$(origin $(variable))),$(variable)))
+known = $(sort $(foreach goal,$(goals),$(call has,$(goal))))
+unknown = $(filter-out $(known),$(given))
+$(if $(strip $(unknown)),$(error make $(goals) has no variable $(unknown): it has $(known)))
+
+# In single quotes for the shell, whatever it contains.
+quote = '$(subst ','\'',$(1))'
+venv = $(call quote,$(VENV))
+python = $(venv)/bin/python
+
+NAME-option = -n
+KEY-option = -k
+COUNT-option = -c
+INTERVAL-option = -i
+options = $(foreach variable,$(filter-out ARGS,$($(1))),$\
+	$(if $($(variable)),$($(variable)-option) $(call quote,$($(variable)))))
+script = $(python) scripts/$(subst -,_,$(1)).py $(call options,$(1))
+
+# With CDPATH set, the shell's cd may go elsewhere.
+unexport CDPATH
 
 .PHONY: help
 help:
@@ -54,93 +92,143 @@ help:
 
 .PHONY: $(PAIRS:=-server) $(PAIRS:=-client)
 $(PAIRS:=-server) $(PAIRS:=-client): setup
-	@$(run)$($@) $(ARGS)
+	@$(call script,$@) $(ARGS)
 
-# The client starts when the server has had time to, and the server has time to show what it did.
+# The shell waits for both, since only a shell that waits can end them at once when it is told to.
+# What it runs in the background has no standard input, unless it is kept open under another number.
+# The client of a queue is quiet (-q), so that each message is shown once, by the server.
 .PHONY: $(PAIRS)
 $(PAIRS): setup
-	@$(run)$($@-server) & server=$$!; \
-	trap 'kill $$server; wait $$server' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
-	sleep 1; $(run)$($@-client) $(ARGS); status=$$?; sleep 1; exit $$status
+	@exec 3<&0; server= client=; \
+	trap "trap '' INT TERM HUP; kill \$$client \$$server 2>/dev/null; wait" EXIT; \
+	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; \
+	$(call script,$@-server) & server=$$!; sleep 1; \
+	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & client=$$!; \
+	wait $$client; status=$$?; client=; sleep 1; exit $$status
 
 .PHONY: $(PAIRS:=-clean) clean
 $(PAIRS:=-clean): setup
-	@$(run)$($(@:clean=server)) --clean
+	@$(call script,$(@:clean=server)) --clean
 clean: $(PAIRS:=-clean)
 
 .PHONY: status
 status:
 	@echo '-------- POSIX message queues: /dev/mqueue --------'
-	@if mountpoint -q /dev/mqueue; then ls -l /dev/mqueue; else \
+	@if grep -q ' /dev/mqueue mqueue ' /proc/mounts; then ls -l /dev/mqueue; else \
 	echo 'not mounted; to see them: sudo mkdir -p /dev/mqueue'; \
 	echo '                          sudo mount -t mqueue mqueue /dev/mqueue'; fi
 	@echo '-------- POSIX shared memory and semaphores (sem.*): /dev/shm --------'
-	@ls -l /dev/shm
+	@ls -l /dev/shm || echo 'to have one: sudo mount -t tmpfs -o mode=1777 tmpfs /dev/shm'
 	@echo '-------- System V: ipcs --------'
-	@ipcs
+	@if command -v ipcs >/dev/null; then ipcs; else \
+	echo 'no ipcs (Debian: apt-get install util-linux), so /proc/sysvipc; its keys are decimal:'; \
+	cat /proc/sysvipc/msg /proc/sysvipc/shm /proc/sysvipc/sem; fi
 
 .PHONY: demo
 demo: setup
-	@PYTHON="$$PWD/$(VENV)/bin/python" sh tests/demo.sh
+	@PYTHON=$(python) exec sh tests/demo.sh
 
-.PHONY: setup
-setup: $(VENV)/.setup
-$(VENV)/.setup: requirements.txt
-	$(PYTHON) -m venv '$(VENV)'
-	'$(VENV)/bin/python' -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@touch '$@'
+# An environment is there when it was made for what the file asks for (.setup is a copy of it), and
+# its Python still finds the packages. The second look is for one who waited for the lock.
+is-set-up = cmp -s requirements.txt $(venv)/.setup && \
+	$(python) -c 'import posix_ipc, sysv_ipc' 2>/dev/null
+# Only one at a time: the lock is on the open file 9, and lasts as long as the shell.
+lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+# pip writes its RECORD last, so a pip without it is one that was interrupted.
+has-pip = $(python) -c 'import importlib.metadata as m, sys; \
+	sys.exit(sys.version_info < (3, 10) or not m.distribution("pip").read_text("RECORD"))' 2>/dev/null
+pip-install = $(python) -m pip install --quiet --disable-pip-version-check --no-input -r
+
+.PHONY: setup setup-tests
+setup:
+	@$(is-set-up) || { \
+	fail() { echo "$$*" >&2; exit 1; }; \
+	$(PYTHON) -c '' 2>/dev/null || \
+		fail 'cannot run $(PYTHON): install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3'; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		fail "$$($(PYTHON) -V) is too old, 3.10 is needed: name a newer one, such as make PYTHON=python3.12"; \
+	$(PYTHON) -c 'import venv' 2>/dev/null || \
+		fail '$(PYTHON) has no venv: install it (Debian: apt-get install python3-venv)'; \
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		fail '$(PYTHON) has no pip to give to .venv: install it (Debian: apt-get install python3-venv)'; \
+	$(lock); $(is-set-up) || { \
+	echo 'setting up' $(venv) >&2; \
+	if ! $(has-pip); then \
+		if [ -e $(venv)/pyvenv.cfg ]; then \
+		rm -rf $(venv)/bin/python* $(venv)/lib/python*/site-packages/pip*; fi; \
+		$(PYTHON) -m venv $(venv) || fail 'no environment could be made in' $(venv); fi; \
+	$(pip-install) requirements.txt && $(python) -c 'import posix_ipc, sysv_ipc' || \
+		fail 'the two packages could not be installed: pip needs the network, and where PyPI has no' \
+		'wheel for this Python a C compiler and its headers (Debian: apt-get install gcc python3-dev)'; \
+	cp requirements.txt $(venv)/.setup; }; }
 
 # What only development needs comes on top of that.
-$(VENV)/.setup-tests: $(VENV)/.setup tests/requirements.txt
-	'$(VENV)/bin/python' -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
-	@touch '$@'
+setup-tests: setup
+	@cmp -s tests/requirements.txt $(venv)/.setup-tests || { $(lock); \
+	$(pip-install) tests/requirements.txt && cp tests/requirements.txt $(venv)/.setup-tests; }
 
-.PHONY: test
-test: $(VENV)/.setup-tests
-	'$(VENV)/bin/python' -m pytest -q -n 4 --dist loadgroup $(ARGS) tests
+.PHONY: test test-bare
+test: setup-tests
+	$(python) -m pytest -q -n 4 --dist loadgroup $(ARGS) tests
+test-bare: setup-tests
+	$(python) tests/places.py $(PLACE) -- $(ARGS)
 
-MINUTES = 10
+# A script, a unit or the Makefile, of which every line is tried; without it, a sample of all.
+.PHONY: mutants
+mutants: setup-tests
+	$(python) tests/mutants.py $(if $(FILE),$(call quote,$(FILE))) $(ARGS)
+
 .PHONY: soak
-soak: $(VENV)/.setup-tests
-	'$(VENV)/bin/python' tests/soak.py $(MINUTES)
+soak: setup-tests
+	$(python) tests/soak.py $(MINUTES)
 
 .PHONY: bench
-bench: $(VENV)/.setup
-	'$(VENV)/bin/python' tests/bench/bench.py $(FORMAT)
+bench: setup
+	$(python) tests/bench/bench.py $(FORMAT)
 
 .PHONY: lint
-lint: $(VENV)/.setup-tests
-	'$(VENV)/bin/ruff' check .
-	'$(VENV)/bin/ruff' format --check .
-	'$(VENV)/bin/mypy'
-	'$(VENV)/bin/shellcheck' .ci/run tests/*.sh
+lint: setup-tests
+	$(venv)/bin/ruff check .
+	$(venv)/bin/ruff format --check .
+	$(venv)/bin/mypy
+	$(venv)/bin/shellcheck .ci/run tests/*.sh
 
 UNITS = $(PAIRS:%=ipc-%-server.service) ipc-servers.target ipc-posix-msq-server.socket
-units = "$${XDG_CONFIG_HOME:-$$HOME/.config}/systemd/user"
-have-user-manager = systemctl --user show-environment >/dev/null 2>&1 || \
-	{ echo 'no systemd user manager can be reached: systemctl --user does not work here' >&2; exit 1; }
+SHORT = ipc-msq-server.service ipc-shm-server.service ipc-sem-server.service
+# Not ~/.config/systemd/user, where `systemctl --user disable` removes the link to a unit too.
+units = "$${XDG_DATA_HOME:-$$HOME/.local/share}"/systemd/user
+# Drop-ins for all units whose names begin so (systemd.unit(5)).
+folders = $(units)/ipc-posix-.service.d $(units)/ipc-sysv-.service.d
+here = $(call quote,$(CURDIR)/systemd)
+have-user-manager = systemctl --user show-environment >/dev/null 2>&1 || { \
+	echo 'systemctl --user reaches no manager: log in as yourself (not by su or sudo) where systemd' \
+	'runs; elsewhere, as in a container, make PAIR-server runs a server in the foreground' >&2; exit 1; }
 
 # The short names are links within the folder: to systemd those are other names of the same unit.
-.PHONY: systemd-install systemd-uninstall
+.PHONY: systemd-install systemd-uninstall systemd-no-sandbox
 systemd-install: setup
 	@$(have-user-manager)
-	mkdir -p $(units)/ipc-.service.d
-	cd systemd && ln -sf "$$PWD"/*.service "$$PWD"/*.target "$$PWD"/*.socket $(units)/
-	ln -sf "$$PWD"/systemd/ipc-.service.d/* $(units)/ipc-.service.d/
-	for short in msq shm sem; do \
-	ln -sf ipc-posix-$$short-server.service $(units)/ipc-$$short-server.service; done
+	mkdir -p $(folders)
+	for unit in $(UNITS); do ln -sf $(here)/$$unit $(units)/; done
+	for folder in $(folders); do ln -sf $(here)/common.conf "$$folder"/; done
+	for unit in $(SHORT); do ln -sf "ipc-posix-$${unit#ipc-}" $(units)/$$unit; done
+	systemctl --user daemon-reload
+systemd-no-sandbox: systemd-install
+	for folder in $(folders); do ln -sf $(here)/no-sandbox.conf "$$folder"/; done
 	systemctl --user daemon-reload
 systemd-uninstall:
 	@$(have-user-manager)
 	systemctl --user --quiet stop $(UNITS) 2>/dev/null || true
 	systemctl --user --quiet disable $(UNITS) 2>/dev/null || true
-	rm -f $(units)/ipc-.service.d/common.conf
-	rmdir $(units)/ipc-.service.d 2>/dev/null || true
-	for short in msq shm sem; do rm -f $(units)/ipc-$$short-server.service; done
+	for unit in $(UNITS) $(SHORT); do rm -f $(units)/$$unit; done
+	for folder in $(folders); do rm -f "$$folder"/common.conf "$$folder"/no-sandbox.conf; done
+	rmdir $(folders) 2>/dev/null || true
 	systemctl --user daemon-reload
-	systemctl --user reset-failed
+	systemctl --user reset-failed $(UNITS) 2>/dev/null || true
 
+# Another VENV is removed only if it is a virtual environment.
 .PHONY: distclean
 distclean:
-	if [ -e $(VENV)/.setup ]; then $(MAKE) --no-print-directory clean; fi
-	rm -rf '$(VENV)' .*_cache .hypothesis scripts/__pycache__ tests/__pycache__
+	if $(is-set-up); then $(MAKE) --no-print-directory clean; fi
+	if [ $(venv) = .venv ] || [ -e $(venv)/pyvenv.cfg ]; then rm -rf $(venv); fi
+	rm -rf .*_cache .hypothesis scripts/__pycache__ tests/__pycache__ tests/bench/__pycache__

@@ -1,44 +1,49 @@
 #!/bin/sh
 # The first minute with the six pairs: each command, then what it prints. `make demo` runs it.
 set -eu
+unset CDPATH # or cd may go elsewhere
+case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
 cd "$(dirname "$0")/../scripts"
 
 name=/demo-$$
 key=$((1000000 + $$))
-server=
+serving=
 
+# Whatever ends it, a signal, a closed pipe (`make demo | head`) or an error, nothing stays.
 finish() {
-    trap - INT TERM HUP
-    stop
-    for api in posix sysv; do
-        for primitive in msq shm sem; do
-            python "${api}_${primitive}_server.py" "$(option $api)" --clean
-        done
-    done >/dev/null
-}
+    trap '' INT TERM HUP PIPE
+    if [ -n "$serving" ]; then
+        kill -KILL "$!" && wait "$!" || true
+    fi
+    for primitive in msq shm sem; do
+        "$PYTHON" "posix_${primitive}_server.py" -n $name --clean &
+        "$PYTHON" "sysv_${primitive}_server.py" -k $key --clean &
+    done
+    wait
+} >/dev/null 2>&1
 trap finish EXIT
 trap 'exit 130' INT
-trap 'exit 143' TERM HUP
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+trap 'exit 141' PIPE
 
 python() { "$PYTHON" "$@"; }
-option() { if [ "$1" = posix ]; then echo "-n$name"; else echo "-k$key"; fi; }
 say() { printf '\n# %s\n' "$*"; }
 show() {
     printf '$ %s\n' "$*"
     "$@"
 }
+# The process id of the server is $! from the very moment at which there is one.
 serve() {
     printf '$ %s &\n' "$*"
     shift
+    serving=yes
     "$PYTHON" "$@" &
-    server=$!
     sleep 0.4
 }
 stop() {
-    if [ -n "$server" ]; then
-        kill "$server" && wait "$server"
-        server=
-    fi
+    kill "$!" && wait "$!"
+    serving=
 }
 
 for api in posix sysv; do
@@ -71,9 +76,11 @@ for api in posix sysv; do
         if [ $api = posix ]; then
             show head -c 11 /dev/shm$name
             echo
-        else
+        elif command -v ipcs >/dev/null; then
             printf '$ ipcs -m | grep %x\n' "$key"
-            ipcs -m | grep "$(printf %x "$key")" || true
+            ipcs -m | grep "$(printf %x "$key")"
+        else
+            show grep $key /proc/sysvipc/shm # ipcs is a part of util-linux
         fi
         stop
     }

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from conftest import ENV, ROOT, Pair, Process, needs, until
@@ -38,7 +39,7 @@ class Host:
     def argv(self, *command: str) -> list[str]:
         return ["nsenter", "-t", str(self.shell.pid), "--net", "--ipc", *command]
 
-    def run(self, *command: str, **options: object) -> str:
+    def run(self, *command: str, **options: Any) -> str:
         return subprocess.check_output(self.argv(*command), text=True, timeout=60, **options)
 
     def start(self, *command: str) -> Process:

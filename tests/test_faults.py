@@ -9,10 +9,21 @@ import subprocess
 import threading
 import time
 
-import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, Process, needs, record, rounds, until
+from conftest import (
+    ENV,
+    Pair,
+    Process,
+    finish,
+    needs,
+    record,
+    rounds,
+    start_together,
+    state,
+    until,
+    waits_in,
+)
 
 COUNT = re.compile(r"^[0-9:.]{15} \{'count': (\d+)\}$")
 
@@ -22,13 +33,8 @@ def numbers(lines: list[str]) -> list[int]:
 
 
 def waiting_messages(pair: Pair) -> int:
-    if pair.api == "sysv":
-        return sysv_ipc.MessageQueue(pair.key).current_messages
-    queue = posix_ipc.MessageQueue(pair.name)
-    try:
+    with pair.opened() as queue:
         return queue.current_messages
-    finally:
-        queue.close()
 
 
 def drain(pair: Pair) -> list[str]:
@@ -171,35 +177,33 @@ def test_writers_killed_at_random_never_leave_a_mix(shm):
 def feed_forever(client: Process, text: str) -> None:
     try:
         while True:
-            client.popen.stdin.write(text)
-            client.popen.stdin.flush()
+            client.type(text)
     except (BrokenPipeError, ValueError):
         pass
 
 
-def test_two_writers_at_once_and_nothing_dies(shm):
+def test_two_writers_at_once_and_no_text_is_a_mix(shm):
+    """Until the server has shown enough of both to have met one, were there any."""
     shm.client("--size", 300_000, stdin="")
-    with shm.server("-i0") as server:
-        writers = [
-            subprocess.Popen(
-                shm.argv("client"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                env=ENV,
-                text=True,
-            )
-            for _ in "ab"
-        ]
+    with (
+        shm.server("-i0") as server,
+        shm.start("client", stdin=subprocess.PIPE) as one,
+        shm.start("client", stdin=subprocess.PIPE) as other,
+    ):
         threads = [
-            threading.Thread(target=writer.communicate, args=(texts_of(letter),))
-            for writer, letter in zip(writers, "ab", strict=True)
+            threading.Thread(target=feed_forever, args=(writer, texts_of(letter)))
+            for writer, letter in ((one, "a"), (other, "b"))
         ]
         for thread in threads:
             thread.start()
+        for letter in "ab":
+            until(lambda: sum(text[-1:] == letter for text in server.texts) >= 40, letter, 60)
+        for writer in (one, other):
+            writer.stop()
         for thread in threads:
             thread.join()
-        assert [writer.returncode for writer in writers] == [0, 0]
-        server.stop()
+        assert server.stop() == 0
+    assert one.err == other.err == []
     assert [text for text in server.texts[1:-1] if not whole(text)] == []
 
 
@@ -212,20 +216,14 @@ def freeze_in_a_write(shm: Pair, client: Process) -> None:
         if shm.api == "posix":
             mark = shm.path.read_bytes()[-1:]
         else:
-            segment = sysv_ipc.SharedMemory(shm.key)
-            mark = segment.read(1, segment.size - 1)
-            segment.detach()
+            with shm.opened() as segment:
+                mark = segment.read(1, segment.size - 1)
         if mark == b"\x01":
             return True
         client.popen.send_signal(signal.SIGCONT)
         return False
 
     until(writing, "a client stopped in a write", 60)
-
-
-def state(pid: int) -> str:
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
@@ -241,9 +239,8 @@ def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
         assert server.stop(timeout=5) == 0
         assert server.texts[-1] == shm.end_line
         with shm.start("client", stdin=subprocess.PIPE) as other:  # waits, and can be ended
-            other.popen.stdin.write("other\n")
-            other.popen.stdin.flush()
-            other.wait_line("write to")
+            other.type("other\n")
+            until(lambda: waits_in(other.pid, "flock", "semop", "semtimedop"), "it waits")
             assert other.stop(signal.SIGINT, timeout=5) in (-2, 130)
         client.stop(signal.SIGKILL)
         feed.join()
@@ -289,29 +286,6 @@ def test_a_holder_that_is_killed(sem):
 
 
 OPENERS = 50
-
-
-def start_together(argvs: list[list[str]]) -> list[subprocess.Popen[str]]:
-    """Start the processes, which all wait at a gate until the last of them is there."""
-    gate_out, gate_in = os.pipe()
-    processes = [
-        subprocess.Popen(
-            ["sh", "-c", 'read _; exec "$0" "$@" </dev/null', *argv],
-            stdin=gate_out,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENV,
-        )
-        for argv in argvs
-    ]
-    os.close(gate_out)
-    os.close(gate_in)  # at the end of file they go
-    return processes
-
-
-def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[str, str, int]]:
-    return [(*process.communicate(timeout=60), process.returncode) for process in processes]
 
 
 @pytest.mark.parametrize("turn", range(2))
@@ -371,24 +345,16 @@ def test_a_creator_that_is_held_up_is_waited_for(make_pair, primitive):
         ["strace", "-o", "/dev/null", "-e", inject, *pair.argv(side)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV,
     )  # fmt: skip
-    key = pair.key if primitive == "sem" else ~pair.key
-    until(lambda: exists(key))
-    assert not sysv_ipc.Semaphore(key).o_time  # or the test has missed the moment
+    semaphore = pair if primitive == "sem" else pair.lock
+    until(semaphore.exists)
+    assert not sysv_ipc.Semaphore(semaphore.key).o_time  # or the test has missed the moment
     done = pair.client(stdin=stdin)
     out, err = slow.communicate("other\n", timeout=60)
     assert (done.returncode, slow.returncode, done.stderr, err) == (0, 0, "", "")
     if primitive == "sem":
         # The slow one looks at the value late, when the other has taken one too.
         assert {done.stdout, out} <= {"semaphore: 1\n", "semaphore: 0\n"}
-        assert sysv_ipc.Semaphore(key).value == 0
-
-
-def exists(key: int) -> bool:
-    try:
-        sysv_ipc.Semaphore(key)
-    except sysv_ipc.ExistentialError:
-        return False
-    return True
+        assert sysv_ipc.Semaphore(pair.key).value == 0
 
 
 @pytest.mark.parametrize("primitive", ["sem", "shm"])
@@ -424,12 +390,16 @@ def test_the_queue_is_removed_under_a_busy_pair(msq):
 
 
 def test_the_object_is_replaced_by_one_of_the_same_name(pair):
+    """While the server cannot look, so that it never sees that there is none."""
     option = [] if pair.primitive == "msq" else ["-i0.1"]
     with pair.server(*option) as server:
         server.wait_line("start")
+        server.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(server.pid) == "T")
         pair.remove()
         done = pair.client(*(["-c1"] if pair.primitive == "msq" else []), stdin="text\n")
         assert (done.returncode, done.stderr) == (0, "")
+        server.popen.send_signal(signal.SIGCONT)
         assert server.wait(5) == 1
         assert len(server.err) == 1
     with pair.server(*option) as server:

@@ -1,15 +1,12 @@
 """The kernel's limits: each gives one line that names the cure. Root sets them in namespaces."""
 
 import json
-import os
 import shlex
 import subprocess
+import sys
 
 import pytest
-from conftest import ENV, ROOT, Pair
-
-README = (ROOT / "README.md").read_text()
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a namespace of its own")
+from conftest import ENV, Pair, in_namespaces, needs, readme
 
 
 def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *words: str) -> None:
@@ -20,7 +17,7 @@ def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *word
         assert word in done.stderr, done.stderr
     # A reader who searches the README for the line finds it.
     reason = done.stderr.partition(f"{pair.thing}: ")[2].strip()
-    assert f": {reason}`" in README or f": {reason}\n" in README, reason
+    assert f": {reason}`" in readme() or f": {reason}\n" in readme(), reason
 
 
 def within(flags: str, *script: str) -> subprocess.CompletedProcess[str]:
@@ -39,6 +36,7 @@ def command(pair: Pair, side: str, *args: object) -> str:
     return shlex.join(pair.argv(side, *args))
 
 
+@needs("prlimit")
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_rlimit_msgqueue(make_pair, side):
     pair = make_pair("posix", "msq")
@@ -61,7 +59,7 @@ def test_msg_max(make_pair):
     assert pair.run("server", "--clean").stdout.startswith("nothing")
 
 
-@as_root
+@in_namespaces
 def test_queues_max(make_pair):
     """It does not hold for those who have CAP_SYS_RESOURCE, so the test gives that up."""
     pair = make_pair("posix", "msq")
@@ -74,7 +72,7 @@ def test_queues_max(make_pair):
         refused(done, pair, side, "fs.mqueue.queues_max")
 
 
-@as_root
+@in_namespaces
 def test_msgmni(make_pair):
     pair = make_pair("sysv", "msq")
     for side in ("server", "client"):
@@ -82,7 +80,7 @@ def test_msgmni(make_pair):
         refused(done, pair, side, "kernel.msgmni")
 
 
-@as_root
+@in_namespaces
 def test_msgmnb(make_pair):
     pair = make_pair("sysv", "msq")
     client = command(pair, "client", "-i0", "-q", "--no-wait")
@@ -102,7 +100,7 @@ def test_msgmax(make_pair):
     refused(done, pair, "client", "kernel.msgmax")
 
 
-@as_root
+@in_namespaces
 def test_a_raised_msgmax(make_pair):
     """A message of a size that the package would leave in the queue for good."""
     pair = make_pair("sysv", "msq")
@@ -116,7 +114,7 @@ def test_a_raised_msgmax(make_pair):
     assert (done.returncode, done.stdout.strip()) == (0, "90003")
 
 
-@as_root
+@in_namespaces
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_shmall_and_shmmni(make_pair, side):
     pair = make_pair("sysv", "shm")
@@ -128,7 +126,7 @@ def test_shmall_and_shmmni(make_pair, side):
     refused(done, pair, side, "kernel.shmmni")
 
 
-@as_root
+@in_namespaces
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_kernel_sem(make_pair, side):
     pair = make_pair("sysv", "sem")
@@ -136,7 +134,7 @@ def test_kernel_sem(make_pair, side):
     refused(done, pair, side, "kernel.sem")
 
 
-@as_root
+@in_namespaces
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_dev_shm_is_full(make_pair, side):
     pair = make_pair("posix", "shm")
@@ -171,3 +169,49 @@ def test_the_maximum_of_a_semaphore(make_pair):
     pair.client()
     refused(pair.client("-r", "--by", 32767), pair, "client", "SEMVMX", "32767")
     assert pair.run("server", "--value", 32768).returncode == 2
+
+
+@in_namespaces
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_shmmax(make_pair, side):
+    """Nothing is left of it, not even the lock."""
+    pair = make_pair("sysv", "shm")
+    done = within(
+        "--ipc", "echo 10000 > /proc/sys/kernel/shmmax",
+        f"{command(pair, side, '--size', 10001)} || status=$?",
+        "sed -s 1d /proc/sysvipc/shm /proc/sysvipc/sem; exit $status",
+    )  # fmt: skip
+    assert done.stdout == ""
+    refused(done, pair, side, "kernel.shmmax")
+
+
+@in_namespaces
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_what_has_no_room_is_left_to_its_maker(make_pair, side):
+    """An empty segment is somebody's who is about to size it: it is not removed."""
+    pair = make_pair("posix", "shm")
+    small = "mount -t tmpfs -o size=64k,mode=1777 tmpfs /dev/shm"
+    done = within(
+        "--mount", small, f"touch /dev/shm{pair.name}",
+        f"{command(pair, side, '--size', 10**6)} 2>/dev/null && exit 9",
+        f"test -e /dev/shm{pair.name}",
+        f"echo text | {command(pair, 'client', '--size', 5000)}",
+        command(pair, "server", "-c1"), f"stat -c %s /dev/shm{pair.name}",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[2].endswith(" text")
+    assert done.stdout.splitlines()[-1] == "5000"
+
+
+@in_namespaces
+def test_a_queue_whose_size_was_lowered_under_a_long_message(make_pair):
+    """msg_qbytes less than what is in the queue: the server takes it nevertheless."""
+    pair = make_pair("sysv", "msq")
+    change = "import sys, sysv_ipc; sysv_ipc.MessageQueue(int(sys.argv[1])).max_size = 10"
+    done = within(
+        "--ipc",
+        f"""printf '"%0500d"' 0 | {command(pair, "client", "--stdin", "-q")}""",
+        shlex.join([sys.executable, "-c", change, str(pair.key)]),
+        command(pair, "server", "-c1", "--json"),
+    )
+    assert (done.returncode, done.stdout) == (0, f'"{0:0500d}"\n')

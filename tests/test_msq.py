@@ -3,40 +3,32 @@
 import json
 import signal
 import subprocess
+import time
 
+import posix_ipc
 import pytest
-from conftest import ENV, Pair, needs, until
+import sysv_ipc
+from conftest import ENV, Pair, needs, state, until, waits_in
 
 JSON_LINES = ['{"count": 1}', "[1, 2.5, null]", '"hello"', "true", '{"name": "Zoë"}', "-0"]
 
 
 def drain(pair: Pair) -> list[str]:
     """What a server reads, with an end that does not depend on the order."""
-    import posix_ipc
-    import sysv_ipc
-
-    if pair.api == "posix":
-        queue = posix_ipc.MessageQueue(pair.name)
+    with pair.opened() as queue:
         count = queue.current_messages
-        queue.close()
-    else:
-        count = sysv_ipc.MessageQueue(pair.key).current_messages
     return pair.run("server", f"-c{count}").stdout.splitlines()[1:-1]
 
 
 def put(pair: Pair, *bodies: bytes, type: int = 1) -> None:
     """Send raw bytes, as a program that is none of ours would."""
-    import posix_ipc
-    import sysv_ipc
-
     for body in bodies:
         if pair.api == "posix":
-            queue = posix_ipc.MessageQueue(pair.name, posix_ipc.O_CREAT)
-            queue.send(body)
-            queue.close()
+            with pair.opened(posix_ipc.O_CREAT) as queue:
+                queue.send(body)
         else:
-            queue = sysv_ipc.MessageQueue(pair.key, sysv_ipc.IPC_CREAT, max_message_size=2**20)
-            queue.send(body, type=type)
+            with pair.opened(sysv_ipc.IPC_CREAT, max_message_size=2**20) as queue:
+                queue.send(body, type=type)
 
 
 def test_client_and_server_print_the_same(msq):
@@ -90,14 +82,30 @@ def test_stdin_sends_each_line_as_it_comes(msq):
         msq.start("client", "--stdin", stdin=subprocess.PIPE) as client,
     ):
         for line in JSON_LINES:
-            client.popen.stdin.write(f"{line}\n")
-            client.popen.stdin.flush()
+            client.type(f"{line}\n")
             server.wait_line(json.dumps(json.loads(line)))
-        client.popen.stdin.close()
+        client.stdin.close()
         assert client.wait() == 0
         server.stop()
     assert server.out == [json.dumps(json.loads(line)) for line in JSON_LINES]
     assert server.err == [msq.start_line, msq.end_line]
+
+
+def test_stdin_has_no_interval_and_no_count(msq):
+    """Thirty lines, which at a second a line would take half a minute."""
+    with msq.server("-c30") as server:
+        began = time.monotonic()
+        assert msq.client("--stdin", "-q", stdin="1\n" * 30).returncode == 0
+        assert server.wait() == 0
+        assert time.monotonic() - began < 15
+    assert len(server.out) == 32
+
+
+def test_stdin_with_an_interval_and_a_count(msq):
+    began = time.monotonic()
+    assert msq.client("--stdin", "-q", "-c3", "-i0.5", stdin="1\n" * 5).returncode == 0
+    assert time.monotonic() - began > 0.9
+    assert len(drain(msq)) == 3
 
 
 @pytest.mark.parametrize(
@@ -256,13 +264,10 @@ def test_the_largest_message_the_queue_takes(msq):
 
 
 def test_queue_attributes_at_creation(make_pair):
-    import posix_ipc
-
     pair = make_pair("posix", "msq")
     with pair.server("--max-messages", 3, "--max-message-size", 64):
-        queue = posix_ipc.MessageQueue(pair.name)
-        assert (queue.max_messages, queue.max_message_size) == (3, 64)
-        queue.close()
+        with pair.opened() as queue:
+            assert (queue.max_messages, queue.max_message_size) == (3, 64)
         done = pair.client("--stdin", stdin=json.dumps("x" * 64))
     assert done.stderr == (
         f"posix_msq_client: {pair.name}: The message is too long: "
@@ -304,3 +309,41 @@ def test_a_message_costs_the_server_one_receive_and_one_write(msq, tmp_path):
     assert calls.count("write") == 201
     # Interruptions by the timer apart, which do not grow with the messages.
     assert len(others) <= 20, others
+
+
+def test_a_client_that_waits_for_room_in_a_queue_that_is_removed(msq):
+    count = 11 if msq.api == "posix" else 2000
+    with msq.start("client", f"-c{count}", "-i0") as client:
+        until(lambda: len(client.out) >= 10)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits")
+        msq.remove()
+        assert client.wait(5) == 1
+    assert len(client.err) == 1
+    assert client.err[0].startswith(f"{msq.script('client')}: {msq.thing}: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_client_waits_for_room(msq, number):
+    count = 11 if msq.api == "posix" else 2000
+    with msq.start("client", f"-c{count}", "-i0") as client:
+        until(lambda: len(client.out) >= 10)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits")
+        assert client.stop(number, 5) in (-number, 128 + number)
+    assert client.err == []
+
+
+def test_stop_and_continue_while_a_client_waits_for_room(msq):
+    """Ctrl-Z and fg: what it waited with is sent once."""
+    count = 11 if msq.api == "posix" else 2000
+    with msq.start("client", f"-c{count}", "-i0") as client:
+        until(lambda: len(client.out) >= 10)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits")
+        client.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(client.pid) == "T")
+        client.popen.send_signal(signal.SIGCONT)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits again")
+        with msq.server(f"-c{count}") as server:
+            assert server.wait() == 0
+        assert client.wait() == 0
+    assert client.err == []
+    assert server.texts[1:-1] == [f"{{'count': {n + 1}}}" for n in range(count)]

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import until
+from conftest import needs, until
 
 IPC_CREAT, SETVAL = 0o1000, 16
 
@@ -150,20 +150,20 @@ def key_of(number: str, column: str) -> int:
     raise AssertionError(f"ipcs does not show {number}")
 
 
+@needs("ipcmk", "ipcs", "ipcrm")
 @pytest.mark.parametrize(
     "primitive, option, column",
     [("msq", "-Q", "-q"), ("shm", "-M4096", "-m"), ("sem", "-S1", "-s")],
 )
 def test_util_linux(make_pair, primitive, option, column):
     """An object that ipcmk(1) made, seen in ipcs(1), used by the scripts, removed by ipcrm(1)."""
-    pair = make_pair("sysv", primitive)
     key = 0
     while not 0 < key < 2**31:  # it takes any key, and half of them are negative in C
         number = run("ipcmk", option).split()[-1]
         key = key_of(number, column)
         if key >= 2**31:
             run("ipcrm", option[:2].lower(), number)
-    pair.key, pair.option = key, ["-k", str(key)]
+    pair = make_pair("sysv", primitive, key=key)
     if primitive == "sem":  # without a semop(2) it never got a value, by its o_time
         perl("semop(semget($ARGV[0], 1, 0) // die($!), pack('s!3', 0, 2, 0)) or die($!)", key)
     with pair.server() as server:
@@ -175,6 +175,7 @@ def test_util_linux(make_pair, primitive, option, column):
     assert not re.search(rf"^0x\S+ +{number} ", run("ipcs", column), re.M)
 
 
+@needs("ipcs")
 def test_ipcs_shows_what_the_scripts_made(make_pair):
     for primitive, column, more in (("msq", "-q", ["-c1"]), ("shm", "-m", []), ("sem", "-s", [])):
         pair = make_pair("sysv", primitive)

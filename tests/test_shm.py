@@ -1,19 +1,38 @@
 """The shared-memory pairs: whole texts, the layout that C shares, truncation and removal."""
 
+import contextlib
+import fcntl
 import os
+import signal
 import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
 
 import pexpect
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, needs, until
+from conftest import (
+    ENV,
+    Pair,
+    Process,
+    cpu,
+    finish,
+    needs,
+    needs_shm,
+    start_together,
+    state,
+    until,
+    waits_in,
+)
 
 
 def contents(pair: Pair) -> bytes:
     if pair.api == "posix":
         return pair.path.read_bytes()
-    return sysv_ipc.SharedMemory(pair.key).read()
+    with pair.opened() as segment:
+        return segment.read()
 
 
 def poke(pair: Pair, data: bytes, offset: int = 0) -> None:
@@ -23,7 +42,8 @@ def poke(pair: Pair, data: bytes, offset: int = 0) -> None:
             file.seek(offset)
             file.write(data)
     else:
-        sysv_ipc.SharedMemory(pair.key).write(data, offset)
+        with pair.opened() as segment:
+            segment.write(data, offset)
 
 
 def reading(pair: Pair) -> str:
@@ -34,6 +54,7 @@ def reading(pair: Pair) -> str:
 
 def test_the_client_writes_and_the_server_prints(shm):
     with shm.server("-i0.05") as server:
+        until(lambda: len(server.out) > 1, "the first reading")  # or it may come after the write
         done = shm.client(stdin="Hello, Zoë\n")
         assert (done.returncode, done.stdout, done.stderr) == (0, f"write to {shm.thing}\n", "")
         server.wait_line("Hello, Zoë")
@@ -133,20 +154,18 @@ def test_a_posix_segment_truncated_or_enlarged_under_both(make_pair, size):
         pair.server("-i0.02") as server,
         pair.start("client", stdin=subprocess.PIPE) as client,
     ):
-        client.popen.stdin.write("before\n")
-        client.popen.stdin.flush()
+        client.type("before\n")
         server.wait_line("before")
         os.truncate(pair.path, size)
         count = len(server.out)
         until(lambda: len(server.out) > count + 2)
-        client.popen.stdin.write("after\n")
-        client.popen.stdin.flush()
+        client.type("after\n")
         if size > 10:
             server.wait_line("after")
         else:
             until(lambda: client.err)
             assert client.err[0].endswith(f"the text does not fit: 5 bytes, the segment has {size}")
-        client.popen.stdin.close()
+        client.stdin.close()
         assert client.wait() == (0 if size > 10 else 1)
         assert server.stop() == 0
     assert server.texts[-2] == {0: "", 1: "b", 100000: "after"}[size]
@@ -166,8 +185,8 @@ def test_a_segment_is_removed_under_the_client(shm):
     with shm.start("client", stdin=subprocess.PIPE) as client:
         client.wait_line("write to")
         shm.remove()
-        client.popen.stdin.write("text\n")
-        client.popen.stdin.close()
+        client.type("text\n")
+        client.stdin.close()
         assert client.wait() == 1
     assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
 
@@ -175,18 +194,16 @@ def test_a_segment_is_removed_under_the_client(shm):
 def test_clean_removes_the_lock(make_pair):
     pair = make_pair("sysv", "shm")
     pair.client(stdin="text\n")
-    sysv_ipc.Semaphore(~pair.key)
+    assert pair.lock.exists()
     pair.run("server", "--clean")
-    with pytest.raises(sysv_ipc.ExistentialError):
-        sysv_ipc.Semaphore(~pair.key)
+    assert not pair.lock.exists()
     sysv_ipc.Semaphore(~pair.key, sysv_ipc.IPC_CREX)
     assert pair.run("server", "--clean").stdout == f"removed {pair.key}\n"
 
 
 def test_the_semaphore_pair_may_use_the_same_key(make_pair):
-    segment, semaphore = make_pair("sysv", "shm"), make_pair("sysv", "sem")
-    semaphore.key = segment.key
-    semaphore.option = segment.option
+    segment = make_pair("sysv", "shm")
+    semaphore = make_pair("sysv", "sem", key=segment.key)
     assert semaphore.client().stdout == "semaphore: 1\n"
     assert segment.client(stdin="text\n").returncode == 0
     assert reading(segment) == "text"
@@ -196,6 +213,9 @@ def test_the_semaphore_pair_may_use_the_same_key(make_pair):
 def test_the_cost_of_a_reading_follows_the_text(shm, tmp_path):
     """Bytes read, not time: from a segment of 256 MiB no more than from one of 4 KiB."""
     trace = tmp_path / "trace"
+    if shm.api == "posix":  # with holes, as ftruncate(2) makes it, or it would need the memory
+        shm.path.touch(0o600)
+        os.truncate(shm.path, 2**28)
     shm.client("--size", 2**28, stdin="a short text\n")
     argv = ["strace", "-e", "pread64", "-o", trace, *shm.argv("server", "-c1")]
     if shm.api == "sysv":  # reads by memcpy(3), which no system call shows: the peak of memory does
@@ -241,3 +261,232 @@ def test_the_posix_memory_is_reserved(make_pair):
     pair.client("--size", 2**20, stdin="")
     assert pair.path.stat().st_blocks * 512 == 2**20
     assert posix_ipc.SharedMemory(pair.name).size == 2**20
+
+
+def is_locked(shm: Pair) -> bool:
+    if shm.api == "sysv":
+        return sysv_ipc.Semaphore(~shm.key).value == 0
+    with shm.path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+@contextlib.contextmanager
+def lock_held(shm: Pair) -> Iterator[None]:
+    """Held by the test, as a writer holds it."""
+    if shm.api == "sysv":
+        lock = sysv_ipc.Semaphore(~shm.key)
+        lock.acquire()
+        yield
+        lock.release()
+    else:
+        with shm.path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def stop_when(process: Process, condition: Callable[[], bool]) -> None:
+    """Stop the process (SIGSTOP) again and again until it stands where the condition is true."""
+
+    def there() -> bool:
+        process.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(process.pid) == "T", "stopped", pause=0)
+        if condition():
+            return True
+        process.popen.send_signal(signal.SIGCONT)
+        return False
+
+    until(there, "a process stopped at the moment", 60, pause=0.002)
+
+
+def in_a_write(shm: Pair) -> bool:
+    if shm.api == "sysv":
+        with shm.opened() as segment:
+            return segment.read(1, segment.size - 1) == b"\x01"
+    with shm.path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\x01"
+
+
+def waits_for_the_lock(pid: int) -> bool:
+    return waits_in(pid, "flock", "semop", "semtimedop")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_write_comes_after_it(shm, number):
+    needs_shm(24)
+    shm.client("--size", 2**23, stdin="before\n")
+    text = "x" * (2**23 - 10)
+    with shm.start("client", stdin=subprocess.PIPE) as client:
+        feed = threading.Thread(target=feed_forever, args=(client, f"{text}\n"))
+        feed.start()
+        stop_when(client, lambda: in_a_write(shm))
+        client.popen.send_signal(number)
+        client.popen.send_signal(signal.SIGCONT)
+        assert client.wait() in (-number, 128 + number)
+        feed.join()
+    assert not in_a_write(shm)
+    assert contents(shm) == text.encode().ljust(2**23, b"\0")
+
+
+def feed_forever(client: Process, text: str) -> None:
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        while True:
+            client.type(text)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_after_the_first_line(shm, number):
+    with shm.start("client", stdin=subprocess.PIPE) as client:
+        client.wait_line("write to")
+        client.type("first\n")
+        until(lambda: contents(shm).startswith(b"first") and not in_a_write(shm))
+        until(lambda: waits_in(client.pid, "read"))
+        assert client.stop(number) in (-number, 128 + number)
+    assert reading(shm) == "first"
+
+
+def test_a_client_that_made_the_segment_and_idles_blocks_nobody(shm):
+    with shm.start("client", stdin=subprocess.PIPE) as idle:
+        idle.wait_line("write to")
+        assert reading(shm) == ""
+        assert shm.client(stdin="from another\n").returncode == 0
+        assert reading(shm) == "from another"
+        idle.type("from the first\n")
+        until(lambda: contents(shm).startswith(b"from the first"))
+        assert reading(shm) == "from the first"
+        idle.stdin.close()
+        assert idle.wait() == 0
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_who_is_killed_with_the_lock_leaves_no_lock(shm, side):
+    needs_shm(24)
+    text = "x" * (2**23 - 10)
+    shm.client("--size", 2**23, stdin=f"{text}\n")
+    argv = shm.argv("server", "-i0", "--changes") if side == "server" else shm.argv("client")
+    with Process(argv, stdin=subprocess.PIPE) as process:
+        if side == "client":
+            feed = threading.Thread(target=feed_forever, args=(process, f"{text}\n"))
+            feed.start()
+        process.wait_line("start" if side == "server" else "write to")
+        stop_when(process, lambda: is_locked(shm))
+        process.stop(signal.SIGKILL)
+        if side == "client":
+            feed.join()
+    assert not is_locked(shm)
+    assert shm.client(stdin="after\n").returncode == 0
+    assert reading(shm) == "after"
+
+
+def test_stop_and_continue_while_waiting_for_the_lock(shm):
+    """Ctrl-Z and fg: semop(2) fails with EINTR then, even without a handler (signal(7))."""
+    shm.client(stdin="before\n")
+    with shm.start("client", stdin=subprocess.PIPE) as client:
+        with lock_held(shm):
+            client.type("after\n")
+            client.stdin.close()
+            until(lambda: waits_for_the_lock(client.pid), "the client waits")
+            for _ in range(3):
+                client.popen.send_signal(signal.SIGSTOP)
+                until(lambda: state(client.pid) == "T")
+                client.popen.send_signal(signal.SIGCONT)
+                until(lambda: waits_for_the_lock(client.pid), "the client waits again")
+            assert contents(shm).startswith(b"before")
+        assert client.wait() == 0
+    assert client.err == []
+    assert reading(shm) == "after"
+
+
+def test_ctrl_c_while_waiting_for_the_lock(shm):
+    shm.client(stdin="before\n")
+    with lock_held(shm), shm.start("client", stdin=subprocess.PIPE) as client:
+        client.type("after\n")
+        until(lambda: waits_for_the_lock(client.pid), "the client waits")
+        assert client.stop(signal.SIGINT) in (-signal.SIGINT, 128 + signal.SIGINT)
+    assert client.err == []
+    assert reading(shm) == "before"
+
+
+def test_a_server_does_not_read_while_somebody_writes(shm):
+    shm.client(stdin="before\n")
+    with shm.server("-i0.02", "--changes") as server:
+        server.wait_line("before")
+        with lock_held(shm):
+            poke(shm, b"half")
+            before = cpu(server.pid)
+            time.sleep(0.5)  # in which it would have read
+            assert not any("half" in line for line in server.out)
+            assert cpu(server.pid) - before < 0.3
+            poke(shm, b"whole\0")
+        server.wait_line("whole")
+        assert server.stop() == 0
+    assert server.texts[1:-1] == ["before", "whole"]
+
+
+@pytest.mark.parametrize("length", [65535, 65536, 65537, 131072, 200_000])
+def test_old_text_of_more_than_64_kib_goes(shm, length):
+    """What a longer text left behind a shorter one, C programs would find in the segment."""
+    shm.client("--size", 300_000, stdin="x" * length + "\nshort\n")
+    assert contents(shm) == b"short".ljust(300_000, b"\0")
+
+
+def test_what_a_cut_write_left_goes(shm):
+    """Beyond the NUL of the new text too: nobody knows how far it came."""
+    shm.client(stdin="text\n")
+    poke(shm, b"left\0behind", 1000)
+    poke(shm, b"\x01", 4095)
+    shm.client(stdin="new\n")
+    assert contents(shm) == b"new".ljust(4096, b"\0")
+
+
+@pytest.mark.parametrize(
+    "line, text",
+    [(b"text\r\n", b"text"), (b"text", b"text"), (b"a\rb\n", b"a\rb"), (b" a \n", b" a ")],
+)
+def test_the_end_of_a_line_is_not_text(shm, line, text):
+    assert shm.client(stdin=line).returncode == 0
+    assert contents(shm) == text.ljust(4096, b"\0")
+
+
+def test_creators_with_two_sizes(shm):
+    """One of them makes it; the others say in one line what its size is, and go on."""
+    sizes = [100, 8192] * 8
+    processes = start_together([shm.argv("client", "--size", size) for size in sizes])
+    done = finish(processes)
+    size = len(contents(shm))
+    assert size in (100, 8192)
+    for given, (out, err, status) in zip(sizes, done, strict=True):
+        assert (out, status) == (f"write to {shm.thing}\n", 0), done
+        line = f"{shm.script('client')}: {shm.thing}: --size is {size}, not {given}\n"
+        assert err == ("" if given == size else line)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_an_empty_segment_is_sized_by_the_next(make_pair, side):
+    """Somebody made it, and died, or found no room, before it had a size."""
+    pair = make_pair("posix", "shm")
+    pair.path.touch(0o600)
+    done = pair.run(side, "--size", 5000, *(["-c1"] if side == "server" else []), stdin="text\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pair.path.stat().st_size == 5000
+    assert pair.client(stdin="text\n").returncode == 0
+    assert reading(pair) == "text"
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("size", [2**46, 2**47])
+def test_a_size_that_no_machine_has(shm, side, size):
+    done = shm.run(side, "--size", size)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{shm.script(side)}: {shm.thing}: ")
+    assert len(done.stderr.splitlines()) == 1
+    if shm.api == "sysv":
+        assert not shm.exists() and not shm.lock.exists()
+    else:  # a name without a size may stay: it may be somebody else's
+        assert not shm.path.exists() or shm.path.stat().st_size == 0
+    assert shm.client(stdin="text\n").returncode == 0
+    assert reading(shm) == "text"

@@ -1,33 +1,57 @@
 """Other users: two uids and root. Modes keep out and let in; a squatter's object is refused."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ENV, PAIRS, ROOT, SCRIPTS, Pair, Process
+from conftest import (
+    ENV,
+    PAIRS,
+    SCRIPTS,
+    Pair,
+    Process,
+    as_user,
+    in_namespaces,
+    needs,
+    readme,
+    state,
+    until,
+)
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
+pytestmark = in_namespaces  # which needs the capabilities that let root become others
 
-README = (ROOT / "README.md").read_text()
 ALICE, BOB = 64501, 64502
-# The interpreter may lie where these users cannot go, so they are entered when all is imported.
-ENTER = """
-import __future__, argparse, atexit, contextlib, datetime, fcntl, itertools, json, math, os
-import collections.abc, gettext, locale, shutil, signal, socket, subprocess, sys, time, typing
-import posix_ipc, sysv_ipc
-uid, script = int(sys.argv[1]), sys.argv[2]
-sys.argv = sys.argv[2:]
-sys.path[0] = os.path.dirname(script)
-os.setgroups([]); os.setgid(uid); os.setuid(uid)
-exec(compile(open(script).read(), script, "exec"), {"__name__": "__main__"})
-"""
+PROTECTED = Path("/proc/sys/fs/protected_regular")
+
+
+@contextlib.contextmanager
+def protected_regular(value: str) -> Iterator[None]:
+    """Set it for the whole machine: one test at a time, and put back whatever ends the test.
+
+    A shell does it, which is a session of its own, when its standard input comes to an end.
+    """
+    program = """
+        exec 9<"$1"; flock 9
+        before=$(cat "$1"); echo "$2" >"$1"; echo set; cat; echo "$before" >"$1"
+        """
+    setter = subprocess.Popen(
+        ["sh", "-c", program, "sh", PROTECTED, value],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    with setter:
+        assert setter.stdout.readline() == b"set\n"
+        yield
 
 
 @pytest.fixture(scope="module")
-def scripts(tmp_path_factory) -> Path:
+def scripts() -> Iterator[Path]:
     folder = Path("/tmp") / f"test-users-{os.getpid()}"
     shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     folder.chmod(0o755)
@@ -38,8 +62,7 @@ def scripts(tmp_path_factory) -> Path:
 @pytest.fixture
 def argv_of(scripts):
     def argv(pair: Pair, uid: int, side: str, *args: object) -> list[str]:
-        python, script, *options = pair.argv(side, *args)
-        return [python, "-B", "-c", ENTER, str(uid), str(scripts / Path(script).name), *options]
+        return as_user(uid, pair.argv(side, *args), scripts)
 
     return argv
 
@@ -68,7 +91,9 @@ def test_mode_600_keeps_another_user_out(pair, run_as):
         assert "ermission" in done.stderr
         assert ("ls -l /dev/" if pair.api == "posix" else "ipcs -") in done.stderr
         shown = "/test" if pair.api == "posix" else "200"
-        assert done.stderr.strip().replace(pair.thing, shown).replace("server", "client") in README
+        assert (
+            done.stderr.strip().replace(pair.thing, shown).replace("server", "client") in readme()
+        )
     done = run_as(pair, BOB, "server", "--clean")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -78,10 +103,9 @@ def test_mode_600_keeps_another_user_out(pair, run_as):
 @pytest.mark.parametrize("protected", ["0", "2"])
 def test_mode_666_lets_another_user_in(pair, argv_of, run_as, protected):
     """Whatever fs.protected_regular says of O_CREAT in a sticky directory."""
-    setting = Path("/proc/sys/fs/protected_regular")
-    before = setting.read_text()
-    setting.write_text(protected)
-    try:
+    if not os.access(PROTECTED, os.W_OK):
+        pytest.skip(f"needs {PROTECTED}, writable")
+    with protected_regular(protected):
         options = [] if pair.primitive == "msq" else ["-i0.05"]
         argv = argv_of(pair, ALICE, "server", "--mode", "666", *options)
         with Process(argv, cwd="/") as server:
@@ -91,8 +115,6 @@ def test_mode_666_lets_another_user_in(pair, argv_of, run_as, protected):
             shown = {"msq": "{'count': 1}", "shm": "text", "sem": "semaphore: 1"}
             server.wait_line(shown[pair.primitive])
             assert server.stop() == 0
-    finally:
-        setting.write_text(before)
 
 
 def test_a_queue_that_others_may_only_send_to(make_pair, api, argv_of, run_as):
@@ -121,10 +143,9 @@ def test_a_squatted_name_is_refused(pair, argv_of, run_as, victim):
 def test_a_gift_is_refused_too(make_pair, primitive, run_as):
     """A creator who gives a System V object away (IPC_SET) can still remove and change it."""
     pair = make_pair("sysv", primitive)
-    kind = {"msq": "MessageQueue", "shm": "SharedMemory", "sem": "Semaphore"}[primitive]
     program = (
         "import os, sys, sysv_ipc; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
-        f"thing = sysv_ipc.{kind}(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode=0o666);"
+        f"thing = sysv_ipc.{pair.kind.__name__}(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode=0o666);"
         "thing.release() if hasattr(thing, 'release') else None; thing.uid = int(sys.argv[3])"
     )
     argv = [sys.executable, "-c", program, str(ALICE), str(pair.key), str(BOB)]
@@ -152,22 +173,14 @@ def test_the_mode_becomes_000_under_both(make_pair, pair_of, argv_of, run_as):
 
 
 def change_mode(pair: Pair, mode: int) -> None:
-    import posix_ipc
-    import sysv_ipc
-
-    if pair.api == "sysv":
-        kinds = {
-            "msq": sysv_ipc.MessageQueue,
-            "shm": sysv_ipc.SharedMemory,
-            "sem": sysv_ipc.Semaphore,
-        }
-        kinds[pair.primitive](pair.key).mode = mode
-    elif pair.primitive == "msq":
-        queue = posix_ipc.MessageQueue(pair.name)
-        os.fchmod(queue.mqd, mode)
-        queue.close()
-    else:
+    if pair.api == "posix" and pair.primitive != "msq":
         pair.path.chmod(mode)
+        return
+    with pair.opened() as thing:
+        if pair.api == "sysv":
+            thing.mode = mode
+        else:
+            os.fchmod(thing.mqd, mode)
 
 
 def test_the_owner_is_never_taken_from_a_client(pair, run_as):
@@ -175,3 +188,74 @@ def test_the_owner_is_never_taken_from_a_client(pair, run_as):
     assert run_as(pair, ALICE, "client", *once(pair)).returncode == 0
     done = run_as(pair, 0, "client", *once(pair))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("mode", ["400", "600"])
+@pytest.mark.parametrize("primitive", ["msq", "shm"])
+def test_an_ordinary_user_starts_a_server_twice(make_pair, api, primitive, mode, argv_of):
+    """With mode 400 too, which lets the owner read and no more: that is all that a server does."""
+    pair = make_pair(api, primitive)
+    for _ in range(2):
+        with Process(argv_of(pair, ALICE, "server", "--mode", mode), cwd="/") as server:
+            server.wait_line("start")
+            assert server.stop() == 0
+        assert server.err == []
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_who_was_not_let_in_leaves_nothing(make_pair, side, run_as):
+    """A segment of Alice's that has no lock yet: Bob's script makes none that would be his."""
+    pair = make_pair("sysv", "shm")
+    program = (
+        "import os, sys, sysv_ipc; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
+        "sysv_ipc.SharedMemory(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode=0o600, size=4096)"
+    )
+    argv = [sys.executable, "-c", program, str(ALICE), str(pair.key)]
+    subprocess.run(argv, check=True, env=ENV, cwd="/")
+    assert run_as(pair, BOB, side).returncode == 1
+    assert not pair.lock.exists()
+    assert run_as(pair, ALICE, "client").returncode == 0
+    assert run_as(pair, ALICE, "server", "--clean").stdout == f"removed {pair.thing}\n"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_another_users_lock(make_pair, mode, run_as):
+    """Bob made it before: a server of Alice's that used it could be held up by him for ever."""
+    pair = make_pair("sysv", "shm")
+    program = (
+        "import os, sys, sysv_ipc; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
+        f"sysv_ipc.Semaphore(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode={mode}).release()"
+    )
+    argv = [sys.executable, "-c", program, str(BOB), str(pair.lock.key)]
+    subprocess.run(argv, check=True, env=ENV, cwd="/")
+    done = run_as(pair, ALICE, "server", "-c1")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"sysv_shm_server: {pair.key}: ")
+    assert f"belongs to uid {BOB}" in done.stderr or "ermission" in done.stderr
+
+
+def test_a_segment_that_others_may_write_has_a_lock_that_they_may_take(make_pair, api, run_as):
+    pair = make_pair(api, "shm")
+    assert run_as(pair, ALICE, "server", "--mode", "666", "-c1").returncode == 0
+    done = run_as(pair, BOB, "client", stdin="from Bob\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_as(pair, ALICE, "server", "-c1")
+    assert done.stdout.splitlines()[1].endswith("from Bob")
+
+
+@needs("setpriv")
+def test_a_command_that_cannot_be_signalled_keeps_the_semaphore(make_pair):
+    """It changed its user, as sudo(8) does; root without CAP_KILL stands for an ordinary user."""
+    pair = make_pair("posix", "sem")
+    command = ["setpriv", f"--reuid={ALICE}", "--clear-groups", "sh", "-c", "echo $$; sleep 2"]
+    argv = ["setpriv", "--bounding-set=-kill", *pair.argv("client", "--", *command)]
+    with Process(argv, cwd="/") as client, contextlib.ExitStack() as stack:
+        until(lambda: client.out, "its pid")
+        client.popen.send_signal(signal.SIGTERM)
+        semaphore = stack.enter_context(pair.opened())
+        while Path(f"/proc/{client.out[0]}").exists() and state(int(client.out[0])) != "Z":
+            assert semaphore.value == 1
+            time.sleep(0.02)
+        client.wait()
+        assert semaphore.value == 2
+    assert client.err == []
