@@ -1,80 +1,100 @@
-"""What the twelve scripts share, and no IPC: options, lines, errors, signals. Copy it with them."""
+"""What the twelve scripts share as commands. It holds no IPC, and importing it changes nothing."""
 
 import argparse
 import atexit
+import contextlib
 import os
+import select
 import signal
 import sys
-import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from functools import partial
 
 SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
-STOP = {signal.SIGINT, signal.SIGTERM}
-clock = lru_cache(1)(lambda now: time.strftime("%H:%M:%S", time.localtime(now)))  # once a second
-raw = partial(argparse.RawDescriptionHelpFormatter, width=99)  # None would import shutil
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a script as it ends cat(1): no traceback
-sys.stdin, sys.stdout = sys.stdin or open(os.devnull), sys.stdout or open(os.devnull, "w")  # `<&-`
-sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+FORM = partial(argparse.RawDescriptionHelpFormatter, width=99)  # without a width: a slow import
 
 
-def integer(low: int, high: int, base: int = 10) -> Callable[[str], int]:
-    """Return a type for argparse: a number from low to high in that base (0: 10, 0x10, 0o10)."""
-
-    def number(text: str) -> int:
-        if low <= (value := int(text, base)) <= high:
-            return value
-        form = "o" if base == 8 else "d"
-        raise argparse.ArgumentTypeError(f"{text} is not from {low:{form}} to {high:{form}}")
-
-    return number
+class OutputError(OSError): ...  # standard output refuses a line
 
 
-def seconds(text: str) -> float:
-    if 0 <= float(text) <= 1e9:
-        return float(text)
-    raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1000000000")
+def run(main: Callable[[], int]) -> None:
+    sys.stdin = sys.stdin or open(os.devnull)  # or what is opened next has the number 0
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.exit(main())
 
 
-def line(text: str) -> str:
-    now, fraction = divmod(time.time_ns(), 10**9)
-    return f"{clock(now)}.{fraction // 1000:06} {text}"
+def number(low: str, high: str, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if kind(low) <= kind(text) <= kind(high):
+            return kind(text)
+        raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+
+    return number  # a type for argparse
+
+
+count = number("0", "1000000000000")
+positive = number("1", "2147483647")
+size = number("1", str(2**47))
+seconds = number("0", "1000000000", float)
+mode = number("0", "777", partial(int, base=8))
+key = number("1", "2147483647", partial(int, base=0))  # 0 is IPC_PRIVATE: at every open a new one
+
+
+def name(text: str, longest: int = 255) -> str:
+    if text.rfind("/") == 0 and 1 <= len(os.fsencode(text[1:])) <= longest:
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to {longest} bytes: /test is")
+
+
+def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
+    """Print all of the text, with escapes for what a terminal would obey."""
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    if timed:
+        text = f"{datetime.now().time().isoformat('microseconds')} {text}"
+    rest = (text + end).encode(sys.stdout.encoding, "backslashreplace")
+    while rest:  # print() drops the rest where Python is unbuffered (python -u)
+        try:
+            rest = rest[os.write(to, rest) :]
+        except BlockingIOError:  # somebody who shares it has made it non-blocking
+            select.select([], [to], [])
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
+
+
+def complain(thing: object, error: object, cures: Mapping[str, str] = {}) -> int:
+    """Print `SCRIPT: OBJECT: reason`, and a cure where there is one; return the exit status."""
+    if isinstance(getattr(error, "__cause__", None), BrokenPipeError):
+        return 128 + signal.SIGPIPE  # `| head -3` has had enough
+    text = str(getattr(error, "strerror", None) or error) or "Not enough memory"
+    text += "".join(f": {cures[words]}" for words in cures if words in text)
+    with contextlib.suppress(OutputError):  # nobody can read it
+        put(f"{SCRIPT}: {thing}: {text}", to=2)
+    return 1
 
 
 def compare(thing: object, what: str, given: int | None, actual: int, form: str = "d") -> None:
     if given not in (None, actual):
-        print(f"{SCRIPT}: {thing}: {what} is {actual:{form}}, not {given:{form}}", file=sys.stderr)
+        complain(thing, f"{what} is {actual:{form}}, not {given:{form}}")
 
 
-def failure(thing: object, error: object, cures: Mapping[str, str] = {}) -> SystemExit:
-    """Return the SystemExit with status 1 that prints `SCRIPT: OBJECT: reason`, and the cure."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit tries again what stdout refused
-    if isinstance(error, BrokenPipeError):  # `| head -3` has had enough
-        return SystemExit(128 + signal.SIGPIPE)
-    reason = str(getattr(error, "strerror", None) or error)
-    cure = [cures[key] for key in cures if key in reason]
-    return SystemExit(": ".join([SCRIPT, str(thing), reason, *cure]))
-
-
-def note_signals() -> set[int]:
-    """Return a set in which handlers note SIGINT, SIGTERM and, every 0.9 seconds, SIGALRM."""
+def stop_signals(numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> set[int]:
+    """Return a set into which handlers put SIGINT and SIGTERM when they come, from now on."""
     noted: set[int] = set()
-    for number in (*STOP, signal.SIGALRM):  # a handler that raised could lose a received message
+    for number in numbers:
         signal.signal(number, lambda number, frame: noted.add(number))
-        atexit.register(signal.signal, number, signal.SIG_IGN)  # not the default, on the way out
-    signal.setitimer(signal.ITIMER_REAL, 0.9, 0.9)  # ends a wait that a signal came just before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # the parent may have blocked them
+    atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, numbers)  # or a second one kills
     return noted
-
-
-def stopped(timeout: float) -> bool:
-    """Wait that many seconds for SIGINT or SIGTERM, which stay blocked between the calls."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    return signal.sigtimedwait(STOP, timeout) is not None
 
 
 def ready() -> None:
     """Tell systemd, where it asks, that the service has started (sd_notify(3))."""
     if address := os.environ.get("NOTIFY_SOCKET"):
-        from socket import AF_UNIX, SOCK_DGRAM, socket
+        import socket
 
-        socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", address)
+        with contextlib.suppress(OSError):  # nobody listens; "@" is the NUL of unix(7)
+            sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            sender.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)

@@ -13,17 +13,60 @@ Read mq_overview(7), then posix_msq_server.py; sysv_msq_client.py is its System 
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
 
-from __future__ import annotations  # macOS has no posix_ipc.MessageQueue to name in a signature
+import os
+import time
+
+import posix_ipc
+
+# --- the queue: these functions work in any program
+
+
+def open_queue(name: str, mode: int = 0o600) -> "posix_ipc.MessageQueue":
+    """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
+    try:
+        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, read=False)
+        os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
+    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
+        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREAT, mode, read=False)
+    return queue
+
+
+def send(
+    queue: "posix_ipc.MessageQueue", body: bytes, timeout: float | None = None, priority: int = 0
+) -> None:
+    """Send a message; while the queue is full, wait that many seconds (None: for ever).
+
+    Raises posix_ipc.BusyError when it stays full, ValueError when the message is too long, and
+    posix_ipc.ExistentialError when the queue was removed. Works in any thread.
+    """
+    end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
+    while True:
+        if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
+            raise posix_ipc.ExistentialError("the queue was removed")
+        left = max(end - time.monotonic(), 0)
+        try:
+            queue.send(body, min(left, 0.9), priority)  # then look: a removal does not end it
+            return
+        except posix_ipc.BusyError:
+            if left <= 0.9:
+                raise
+        except posix_ipc.SignalError:
+            pass  # a handler has run, and the wait goes on
+
+
+# --- the command line
 
 import argparse
 import itertools
 import json
-import os
+import signal
 import sys
-import time
 from collections.abc import Iterator
 
-import posix_ipc
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
 
@@ -37,62 +80,38 @@ CURES = {
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
 
 
-def queue_name(text: str) -> str:
-    if text[:1] == "/" and "/" not in text[1:] and 2 <= len(os.fsencode(text)) <= 256:
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to 255 bytes without one")
-
-
-def open_queue(name: str) -> posix_ipc.MessageQueue:
-    os.umask(0)  # or mq_open(3) takes the umask off the mode
-    return posix_ipc.MessageQueue(name, posix_ipc.O_CREAT, mode=0o600, read=False)
-
-
 def counts() -> Iterator[tuple[str, bytes]]:
     for count in itertools.count(1):
-        value = {"count": count}
-        yield repr(value), json.dumps(value).encode()
+        yield repr({"count": count}), json.dumps({"count": count}).encode()
 
 
 def lines(name: str, refused: list[int]) -> Iterator[tuple[str, bytes]]:
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for number in itertools.count(1):
+        line = sys.stdin.buffer.readline()
+        if not line.endswith(b"\n") and not os.get_blocking(0):
+            os.read(0, 1)  # an error unless this is the end: there is only nothing more yet
+        if not line:
+            return
         try:
             text = repr(DECODER.decode(line.decode()))
         except (ValueError, RecursionError):
             refused.append(number)
-            print(f"{common.SCRIPT}: {name}: line {number} is not JSON", file=sys.stderr)
+            hint = ": a text stands in double quotes" if line[:1].isalpha() else ""
+            common.complain(name, f"line {number} is not JSON{hint}")
         else:
             yield text, line.rstrip(b"\r\n")
 
 
-def send(queue: posix_ipc.MessageQueue, args: argparse.Namespace) -> int:
-    refused: list[int] = []
-    messages = lines(args.name, refused) if args.stdin else counts()
-    for sent, (text, body) in enumerate(itertools.islice(messages, args.count)):
-        if sent and args.interval:
-            time.sleep(args.interval)
-        if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
-            raise posix_ipc.ExistentialError("the queue was removed")
-        queue.send(body, timeout=args.timeout, priority=args.priority)
-        if not args.quiet:
-            print(common.line(text))
-    return 1 if refused else 0
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-n", "--name", type=queue_name, default="/test", help="of the queue (%(default)s)")
-    add("-c", "--count", type=common.integer(0, 10**12), metavar="N", help="of messages (15)")
-    add("-i", "--interval", type=common.seconds, metavar="SECONDS", help="between two (1)")
-    add("-p", "--priority", type=common.integer(0, 32767), metavar="N", default=0, help="(0)")
-    add(
-        "-t",
-        "--timeout",
-        type=common.seconds,
-        metavar="SECONDS",
-        help="give up when the queue stays full that long (default: wait; 0: do not wait)",
-    )
+    priority = "the higher one is received first (default: 0, at most 32767)"
+    patience = "give up when the queue stays full so long (default: wait; 0: do not)"
+    add("-n", "--name", type=common.name, default="/test", help="name of the queue (%(default)s)")
+    add("-c", "--count", type=common.count, metavar="N", help="send N messages (default: 15)")
+    add("-i", "--interval", type=common.seconds, metavar="SECONDS", help="between two (default: 1)")
+    add("-p", "--priority", type=common.number("0", "32767"), default=0, metavar="N", help=priority)
+    add("-t", "--timeout", type=common.seconds, metavar="SECONDS", help=patience)
     add("--stdin", action="store_true", help="send each line of standard input, which is JSON")
     add("-q", "--quiet", action="store_true", help="do not print what is sent")
     args = parser.parse_args()
@@ -101,12 +120,21 @@ def main() -> int:
     if args.count is None and not args.stdin:
         args.count = 15
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:
-        raise common.failure(args.name, "this system has no POSIX message queues")
+        return common.complain(args.name, "this system has no POSIX message queues")
+    refused: list[int] = []
+    messages = lines(args.name, refused) if args.stdin else counts()
     try:
-        return send(open_queue(args.name), args)
+        queue = open_queue(args.name)
+        for sent, (text, body) in enumerate(itertools.islice(messages, args.count)):
+            if sent and args.interval:
+                time.sleep(args.interval)
+            send(queue, body, args.timeout, args.priority)
+            if not args.quiet:
+                common.put(text, timed=True)
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.name, error, CURES) from error
+        return common.complain(args.name, error, CURES)
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

@@ -1,4 +1,4 @@
-"""POSIX message queue, the server: prints every message sent to the queue.
+"""POSIX message queue, the server: prints every message that is sent to the queue.
 
     posix_msq_server.py             in one terminal (Ctrl-C ends it), and in another
     posix_msq_client.py             which sends messages
@@ -13,15 +13,66 @@ Read mq_overview(7), then posix_msq_client.py; sysv_msq_server.py is its System 
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
 
-from __future__ import annotations  # macOS has no posix_ipc.MessageQueue to name in a signature
+import os
+import time
+from collections.abc import Iterator, Sized
+
+import posix_ipc
+
+# --- the queue: these functions work in any program
+
+
+def open_queue(
+    name: str, mode: int = 0o600, max_messages: int = 10, max_message_size: int = 8192
+) -> "posix_ipc.MessageQueue":
+    """Make the queue, or open the one that is there, to receive from it.
+
+    The mode and the limits (the size in bytes) are those of a new queue. Raises PermissionError for
+    another user's queue, ValueError for a limit that is over the system's.
+    """
+    limits = max_messages, max_message_size
+    try:
+        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, *limits, write=False)
+        os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
+    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
+        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREAT, mode, *limits, write=False)
+    owner = os.fstat(queue.mqd).st_uid  # on Linux the descriptor of a queue is that of a file
+    if owner != os.geteuid():
+        raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+    return queue
+
+
+def messages(queue: "posix_ipc.MessageQueue", stop: Sized) -> Iterator[bytes]:
+    """Yield the body of each message, until `stop` has something in it. Works in any thread.
+
+    A signal handler may put it there, but must not raise: the message that mq_receive(3) has just
+    taken off the queue would be lost. Raises posix_ipc.ExistentialError when the queue was removed.
+    """
+    looked = 0.0
+    while not stop:
+        if time.monotonic() - looked > 1:
+            looked = time.monotonic()
+            if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
+                raise posix_ipc.ExistentialError("the queue was removed")
+        try:
+            # The time limit is for a signal that comes just before the wait, and does not end it.
+            body, _priority = queue.receive(0.9)
+        except (posix_ipc.BusyError, posix_ipc.SignalError):
+            continue
+        yield body
+
+
+# --- the command line
 
 import argparse
+import itertools
 import json
-import os
 import signal
 import sys
 
-import posix_ipc
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
 
@@ -34,87 +85,56 @@ CURES = {
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
 
 
-def queue_name(text: str) -> str:
-    if text[:1] == "/" and "/" not in text[1:] and 2 <= len(os.fsencode(text)) <= 256:
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to 255 bytes without one")
-
-
-def open_queue(args: argparse.Namespace) -> posix_ipc.MessageQueue:
-    os.umask(0)  # or mq_open(3) takes the umask off the mode
-    queue = posix_ipc.MessageQueue(
-        args.name,
-        posix_ipc.O_CREAT,
-        mode=0o600 if args.mode is None else args.mode,
-        max_messages=args.max_messages or posix_ipc.QUEUE_MESSAGES_MAX_DEFAULT,
-        max_message_size=args.max_message_size or posix_ipc.QUEUE_MESSAGE_SIZE_MAX_DEFAULT,
-        write=False,
-    )
-    stat = os.fstat(queue.mqd)  # on Linux the descriptor of a queue is a file descriptor
-    if stat.st_uid != os.geteuid():
-        raise common.failure(args.name, f"belongs to uid {stat.st_uid}, not to uid {os.geteuid()}")
-    common.compare(args.name, "--mode", args.mode, stat.st_mode & 0o777, "o")
-    common.compare(args.name, "--max-messages", args.max_messages, queue.max_messages)
-    common.compare(args.name, "--max-message-size", args.max_message_size, queue.max_message_size)
-    return queue
-
-
 def show(body: bytes, as_json: bool) -> None:
     body = body.rstrip(b"\0")  # C programs send the NUL that ends a string
     try:
         value = DECODER.decode(body.decode())
-        text = json.dumps(value, allow_nan=False) if as_json else common.line(repr(value))
-        sys.stdout.write(f"{text}\n")  # one write(2), where print() needs more time for it
+        text = json.dumps(value, allow_nan=False) if as_json else repr(value)
+        common.put(text, timed=not as_json)
     except (ValueError, RecursionError):
-        print(common.line(repr(body)), file=sys.stderr if as_json else sys.stdout)
+        common.put(repr(body), timed=True, to=2 if as_json else 1)
 
 
-def serve(queue: posix_ipc.MessageQueue, args: argparse.Namespace) -> None:
-    noted = common.note_signals()
-    out = sys.stderr if args.json else sys.stdout
-    print(f"start message queue server: {args.name}", file=out)
-    common.ready()
-    received = 0
-    while received != args.count and not noted & common.STOP:
-        if signal.SIGALRM in noted:  # about once a second
-            noted.discard(signal.SIGALRM)
-            if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
-                raise common.failure(args.name, "the queue was removed")
-        try:
-            body, _priority = queue.receive()
-        except posix_ipc.SignalError:
-            continue
-        received += 1
-        show(body, args.json)
-    print(f"end message queue server: {args.name}", file=out)
-
-
-def clean(name: str) -> None:
-    try:
-        posix_ipc.unlink_message_queue(name)
-        print(f"removed {name}")
-    except posix_ipc.ExistentialError:
-        print(f"nothing to remove: {name}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
-    add, number = parser.add_argument, common.integer(1, 2**31 - 1)
-    add("-n", "--name", type=queue_name, default="/test", help="of the queue (%(default)s)")
-    add("-c", "--count", type=common.integer(0, 10**12), metavar="N", help="stop after N messages")
-    add("--json", action="store_true", help="write messages as JSON, all else to standard error")
-    add("--mode", type=common.integer(0, 0o777, 8), metavar="OCTAL", help="of a new queue (600)")
-    add("--max-messages", type=number, metavar="N", help="of a new queue (10)")
-    add("--max-message-size", type=number, metavar="BYTES", help="of a new queue (8192)")
+def main() -> int:
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    add = parser.add_argument
+    add("-n", "--name", type=common.name, default="/test", help="name of the queue (%(default)s)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N messages")
+    add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
+    add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")
+    add("--max-messages", type=common.positive, metavar="N", help="of a new queue (default: 10)")
+    size = "of a new queue: the longest message (default: 8192)"
+    add("--max-message-size", type=common.positive, metavar="BYTES", help=size)
     add("--clean", action="store_true", help="remove the queue and exit")
     args = parser.parse_args()
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:
-        raise common.failure(args.name, "this system has no POSIX message queues")
+        return common.complain(args.name, "this system has no POSIX message queues")
+    mode = 0o600 if args.mode is None else args.mode
     try:
-        clean(args.name) if args.clean else serve(open_queue(args), args)
+        if args.clean:
+            posix_ipc.unlink_message_queue(args.name)
+            common.put(f"removed {args.name}")
+            return 0
+        queue = open_queue(args.name, mode, args.max_messages or 10, args.max_message_size or 8192)
+    except posix_ipc.ExistentialError:
+        common.put(f"nothing to remove: {args.name}")
+        return 0
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.name, error, CURES) from error
+        return common.complain(args.name, error, CURES)
+    common.compare(args.name, "--mode", args.mode, os.fstat(queue.mqd).st_mode & 0o777, "o")
+    common.compare(args.name, "--max-messages", args.max_messages, queue.max_messages)
+    common.compare(args.name, "--max-message-size", args.max_message_size, queue.max_message_size)
+    stop = common.stop_signals()
+    try:
+        common.put(f"start message queue server: {args.name}", to=2 if args.json else 1)
+        common.ready()
+        for body in itertools.islice(messages(queue, stop), args.count):
+            show(body, args.json)
+        common.put(f"end message queue server: {args.name}", to=2 if args.json else 1)
+    except (posix_ipc.Error, common.OutputError) as error:  # not what your own work raises
+        return common.complain(args.name, error, CURES)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -13,86 +13,128 @@ Read sem_overview(7), then posix_sem_client.py; sysv_sem_server.py is its System
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
 
-import argparse
 import os
 import time
+from collections.abc import Iterator, Sized
 
 import posix_ipc
 
+# --- the semaphore: these functions work in any program
+
+
+def file_of(name: str) -> str:
+    """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
+    path = f"/dev/shm/sem.{name[1:]}"
+    return path if os.path.exists(path) else f"/dev/shm/{name[1:]}"
+
+
+def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
+    """Make the semaphore, or open the one that is there. Mode and value are a new one's.
+
+    Raises PermissionError for another user's semaphore, ValueError for a file that is none. The
+    umask, which all threads share, is another one for a moment.
+    """
+    umask = os.umask(0o777 & ~mode)  # sem_open(3) takes it off the mode
+    try:
+        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
+    finally:
+        os.umask(umask)
+    file = os.stat(file_of(name))
+    if file.st_uid != os.geteuid():
+        raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")
+    if file.st_size not in (16, 32):  # of a sem_t; to look at it would be a SIGBUS
+        raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
+    return semaphore
+
+
+def removed(semaphore: posix_ipc.Semaphore) -> bool:
+    """Return whether its file was removed, replaced or truncated; it lives on while it is open.
+
+    sem_open(3) maps the file and closes it, so look for it among the mappings (proc(5)).
+    """
+    try:
+        file = os.stat(file_of(semaphore.name))
+    except FileNotFoundError:
+        return True
+    with open("/proc/self/maps") as maps:
+        return file.st_size not in (16, 32) or f" {file.st_ino} " not in maps.read()
+
+
+def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
+    """Yield the value, and again when it has changed, until `stop` has something in it.
+
+    Raises posix_ipc.ExistentialError when the semaphore was removed. Works in any thread.
+    """
+    previous = None
+    due = time.monotonic()
+    while not stop:
+        if removed(semaphore):
+            raise posix_ipc.ExistentialError("the semaphore was removed")
+        if time.monotonic() >= due:
+            value = semaphore.value
+            if value != previous:
+                yield value
+            previous = value
+            due = time.monotonic() + max(interval, 0.01)
+        time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # no signal ends it (PEP 475)
+
+
+# --- the command line
+
+import argparse
+import functools
+import signal
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+
 import common
 
-CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode"}
+CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No semaphore": "nor a /dev/shm"}
 
 
-def semaphore_name(text: str) -> str:
-    if text[:1] == "/" and "/" not in text[1:] and 2 <= len(os.fsencode(text)) <= 252:
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to 251 bytes without one")
-
-
-def identity(name: str) -> tuple[int, int] | None:
-    """Return what tells this semaphore from another of the same name, or from a truncated one."""
-    try:
-        stat = os.stat(f"/dev/shm/sem.{name[1:]}")  # sem_overview(7)
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size
-
-
-def open_semaphore(args: argparse.Namespace) -> posix_ipc.Semaphore:
-    os.umask(0)  # or sem_open(3) takes the umask off the mode
-    mode = 0o600 if args.mode is None else args.mode
-    value = 2 if args.value is None else args.value
-    sem = posix_ipc.Semaphore(args.name, posix_ipc.O_CREAT, mode=mode, initial_value=value)
-    stat = os.stat(f"/dev/shm/sem.{args.name[1:]}")  # sem_overview(7)
-    if stat.st_uid != os.geteuid():
-        raise common.failure(args.name, f"belongs to uid {stat.st_uid}, not to uid {os.geteuid()}")
-    if stat.st_size == 0:  # somebody truncated it, and to look at its value would be a SIGBUS
-        raise common.failure(args.name, "is not a semaphore: remove it with --clean")
-    common.compare(args.name, "--mode", args.mode, stat.st_mode & 0o777, "o")
-    common.compare(args.name, "--value", args.value, sem.value)
-    return sem
-
-
-def serve(sem: posix_ipc.Semaphore, args: argparse.Namespace) -> None:
-    common.stopped(0)  # from here on a signal waits for the loop
-    print(f"start semaphore server: {args.name} size: {2 if args.value is None else args.value}")
-    common.ready()
-    previous, due, this = None, 0.0, identity(args.name)
-    while not common.stopped(min(max(due - time.monotonic(), 0.01), 1)):
-        if identity(args.name) != this:  # what is unlinked lives on while it is open
-            raise common.failure(args.name, "the semaphore was removed")
-        if time.monotonic() >= due:
-            if (value := sem.value) != previous:
-                print(common.line(f"semaphore: {value}"))
-            previous, due = value, time.monotonic() + args.interval
-    print(f"end semaphore server: {args.name}")
-
-
-def clean(name: str) -> None:
-    try:
-        posix_ipc.unlink_semaphore(name)
-        print(f"removed {name}")
-    except posix_ipc.ExistentialError:
-        print(f"nothing to remove: {name}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
-    add, value = parser.add_argument, common.integer(0, posix_ipc.SEMAPHORE_VALUE_MAX)
-    add("-n", "--name", type=semaphore_name, default="/test", help="of the semaphore (%(default)s)")
-    add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(%(default)s)")
-    add("--value", type=value, metavar="N", help="of a new one (2)")
-    add("--mode", type=common.integer(0, 0o777, 8), metavar="OCTAL", help="of a new one (600)")
+def main() -> int:
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    add = parser.add_argument
+    name = functools.partial(common.name, longest=251)
+    value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
+    add("-n", "--name", type=name, default="/test", help="name of the semaphore (default: /test)")
+    add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(default: 1)")
+    add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
+    add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
     add("--clean", action="store_true", help="remove the semaphore and exit")
     args = parser.parse_args()
     if not posix_ipc.SEMAPHORE_VALUE_SUPPORTED:
-        raise common.failure(args.name, "this system does not tell the value of a semaphore")
+        return common.complain(args.name, "this system does not tell the value of a semaphore")
     try:
-        clean(args.name) if args.clean else serve(open_semaphore(args), args)
+        if args.clean:
+            posix_ipc.unlink_semaphore(args.name)
+            common.put(f"removed {args.name}")
+            return 0
+    except posix_ipc.ExistentialError:
+        common.put(f"nothing to remove: {args.name}")
+        return 0
+    except (posix_ipc.Error, OSError) as error:
+        return common.complain(args.name, error, CURES)
+    mode = 0o600 if args.mode is None else args.mode
+    try:
+        semaphore = open_semaphore(args.name, mode, 2 if args.value is None else args.value)
+        there = os.stat(file_of(args.name)).st_mode & 0o777
+        common.compare(args.name, "--mode", args.mode, there, "o")
+        if args.value not in (None, semaphore.value):
+            common.complain(args.name, f"--value is now {semaphore.value}, not {args.value}")
+        stop = common.stop_signals()
+        common.put(f"start semaphore server: {args.name} size: {semaphore.value}")
+        common.ready()
+        for changed in values(semaphore, stop, args.interval):
+            common.put(f"semaphore: {changed}", timed=True)
+        common.put(f"end semaphore server: {args.name}")
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.name, error, CURES) from error
+        return common.complain(args.name, error, CURES)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -13,112 +13,128 @@ Read shm_overview(7), then posix_shm_server.py; sysv_shm_client.py is its System
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
 
-import argparse
+import contextlib
 import fcntl
 import os
 import signal
-import sys
+import time
+from collections.abc import Iterator
 
 import posix_ipc
 
+# --- the segment: these functions work in any program
+
+WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
+STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
+
+
+def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
+    """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
+    while True:
+        with contextlib.suppress(posix_ipc.ExistentialError):  # it is there
+            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode)
+            os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
+            break
+        os.stat("/dev/shm")  # an error where that is missing
+        with contextlib.suppress(posix_ipc.ExistentialError):  # just removed
+            # Not by O_CREAT, which fs.protected_regular forbids on another user's (proc(5)).
+            segment = posix_ipc.SharedMemory(name)
+            break
+    file = os.fstat(segment.fd)
+    if file.st_size == 0 and file.st_uid == os.geteuid():
+        with locked(segment):
+            if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+    return segment
+
+
+@contextlib.contextmanager
+def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
+    """Hold flock(2), which the kernel opens when its holder dies, or raise TimeoutError. The lock
+    is the open file's: threads that are to exclude each other open the segment each."""
+    for _ in range(round(timeout * 100) + 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        time.sleep(0.01)
+    else:
+        raise TimeoutError(f"locked: `grep :{os.fstat(segment.fd).st_ino} /proc/locks` shows who")
+    try:
+        yield
+    finally:
+        fcntl.flock(segment.fd, fcntl.LOCK_UN)
+
+
+def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
+    """Write the text in place of the old one; Ctrl-C and the like wait until it is whole. Raises
+    ValueError when it does not fit (the segment keeps what it had), TimeoutError as locked(), and
+    posix_ipc.ExistentialError when the segment was removed."""
+    data = text.encode()
+    with locked(segment, timeout):
+        path = f"/dev/shm{segment.name}"  # what is removed lives on while it is open
+        if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
+            raise posix_ipc.ExistentialError("the segment was removed")
+        size = os.fstat(segment.fd).st_size
+        if not size or len(data) > size or b"\0" in data or data[size - 1 :] == WRITING:
+            raise ValueError(f"the text does not fit: {len(data)} bytes, the segment has {size}")
+        # What takes time or may fail comes first. NULs are to cover the rest of the old text.
+        old = size if os.pread(segment.fd, 1, size - 1) == WRITING else 0
+        while old < size and b"\0" not in os.pread(segment.fd, 4096, old):
+            old += 4096
+        first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
+        os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+        try:
+            os.pwrite(segment.fd, WRITING, size - 1)
+            os.pwrite(segment.fd, first, 0)
+            os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+# --- the command line
+
+import argparse
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+
 import common
 
-CURES = {
-    "ermission": "`ls -l /dev/shm` shows owner and mode",
-    "No space left": "in /dev/shm, or where the output goes (`df`)",
-}
-WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
-
-
-def segment_name(text: str) -> str:
-    if text[:1] == "/" and "/" not in text[1:] and 2 <= len(os.fsencode(text)) <= 256:
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to 255 bytes without one")
-
-
-def open_segment(name: str, size: int) -> posix_ipc.SharedMemory:
-    os.umask(0)  # or shm_open(3) takes the umask off the mode
-    try:
-        shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
-    except posix_ipc.ExistentialError:
-        # O_CREAT would not do: fs.protected_regular forbids it on another user's (proc(5)).
-        shm = posix_ipc.SharedMemory(name)
-    if os.fstat(shm.fd).st_size == 0:
-        fcntl.flock(shm.fd, fcntl.LOCK_EX)
-        if os.fstat(shm.fd).st_size == 0:  # still, so no other process was faster
-            try:
-                os.posix_fallocate(shm.fd, 0, size)  # ftruncate(2) would reserve no memory
-            except OSError:
-                shm.unlink()
-                raise
-        fcntl.flock(shm.fd, fcntl.LOCK_UN)
-    return shm
-
-
-def old_length(shm: posix_ipc.SharedMemory, size: int) -> int:
-    if os.pread(shm.fd, 1, size - 1) == WRITING:
-        return size  # a write was cut short, and what it left may be anywhere
-    length, part = 0, b""
-    while b"\0" not in part and (part := os.pread(shm.fd, 2**16, length)):
-        length += len(part.partition(b"\0")[0])
-    return length
-
-
-def write_text(shm: posix_ipc.SharedMemory, text: bytes) -> None:
-    fcntl.flock(shm.fd, fcntl.LOCK_EX)  # the kernel unlocks when its holder dies, even by SIGKILL
-    signal.pthread_sigmask(signal.SIG_BLOCK, common.STOP)  # Ctrl-C waits until the text is whole
-    try:
-        stat = os.fstat(shm.fd)
-        if stat.st_nlink == 0:  # what is unlinked lives on while it is open
-            raise posix_ipc.ExistentialError("the segment was removed")
-        size = stat.st_size
-        text.decode()
-        if not size or len(text) > size or b"\0" in text or text[size - 1 :] == WRITING:
-            raise ValueError(f"the text does not fit: {len(text)} bytes, the segment has {size}")
-        # What takes time comes before the mark. NULs are to cover the rest of the old text.
-        data = text.ljust(max(old_length(shm, size), len(text) + 1), b"\0")[: size - 1]
-        if stat.st_blocks * 512 < size:  # somebody else made it, with holes: fill them, or fail now
-            os.posix_fallocate(shm.fd, 0, len(data) + 1)
-        os.pwrite(shm.fd, WRITING, size - 1)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(shm.fd, data[done:], done)
-        os.pwrite(shm.fd, text[size - 1 :] or b"\0", size - 1)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, common.STOP)
-        fcntl.flock(shm.fd, fcntl.LOCK_UN)
-
-
-def write_lines(shm: posix_ipc.SharedMemory, name: str) -> int:
-    print(f"write to {name}")
-    status = 0
-    prompt = "Please enter something: " if sys.stdin.isatty() else ""
-    while True:
-        print(prompt, end="", flush=True)
-        if not (line := sys.stdin.buffer.readline()):
-            break
-        try:
-            write_text(shm, line.rstrip(b"\r\n"))
-        except ValueError as error:  # the segment keeps what it had
-            print(f"{common.SCRIPT}: {name}: {error}", file=sys.stderr)
-            status = 1
-    print(end="\n" if prompt else "")
-    return status
+CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No space left": "`df /dev/shm`"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-n", "--name", type=segment_name, default="/test", help="of the segment (%(default)s)")
-    add("--size", type=common.integer(1, 2**47), metavar="BYTES", help="of a new one (4096)")
+    add("-n", "--name", type=common.name, default="/test", help="name of the segment (/test)")
+    add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
     args = parser.parse_args()
+    prompt = "Please enter something: " if sys.stdin.isatty() else ""
+    status = 0
     try:
-        shm = open_segment(args.name, args.size or 4096)
-        common.compare(args.name, "--size", args.size, os.fstat(shm.fd).st_size)
-        return write_lines(shm, args.name)
+        segment = open_segment(args.name, size=args.size or 4096)
+        common.compare(args.name, "--size", args.size, os.fstat(segment.fd).st_size)
+        common.put(f"write to {args.name}")
+        while True:
+            common.put(prompt, end="")
+            line = sys.stdin.buffer.readline()
+            if not line.endswith(b"\n") and not os.get_blocking(0):
+                os.read(0, 1)  # an error unless this is the end: there is only nothing more yet
+            if not line:
+                break
+            try:
+                write_text(segment, line.rstrip(b"\r\n").decode())
+            except ValueError as error:  # the segment keeps what it had
+                status = common.complain(args.name, error)
+        common.put("", end="\n" if prompt else "")
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.name, error, CURES) from error
+        return common.complain(args.name, error, CURES)
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

@@ -1,8 +1,6 @@
 """POSIX shared memory, the server: prints the text in the segment every 3 seconds.
 
-    posix_shm_server.py             in one terminal (Ctrl-C ends it), and in another
-    posix_shm_client.py             which writes the lines that are typed
-    cat /dev/shm/test               shows the text too
+    posix_shm_server.py             in one terminal, and posix_shm_client.py in another
     posix_shm_server.py --clean     removes the segment
 
 Shows shm_open(3), posix_fallocate(3), flock(2), and how to read whole texts only, whoever dies.
@@ -14,121 +12,129 @@ Read shm_overview(7), then posix_shm_client.py; sysv_shm_server.py is its System
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
 
-import argparse
+import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 
 import posix_ipc
 
+# --- the segment: these functions work in any program
+
+
+def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
+    """Make the segment, or open the one that is there; mode and size (bytes) are a new one's.
+    Raises PermissionError for another user's segment, OSError when there is no memory for it."""
+    while True:
+        with contextlib.suppress(posix_ipc.ExistentialError):  # it is there
+            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode)
+            os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
+            break
+        os.stat("/dev/shm")  # an error where that is missing
+        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # just removed
+            file = os.stat(f"/dev/shm{name}")
+            if file.st_uid != os.geteuid():
+                raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")
+            segment = posix_ipc.SharedMemory(name, read_only=file.st_size > 0)
+            break
+    if os.fstat(segment.fd).st_size == 0:
+        with locked(segment):
+            if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+    return segment
+
+
+@contextlib.contextmanager
+def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
+    """Hold flock(2), which the kernel opens when its holder dies, or raise TimeoutError. The lock
+    is the open file's: threads that are to exclude each other open the segment each."""
+    for _ in range(round(timeout * 100) + 1):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        time.sleep(0.01)
+    else:
+        raise TimeoutError(f"locked: `grep :{os.fstat(segment.fd).st_ino} /proc/locks` shows who")
+    try:
+        yield
+    finally:
+        fcntl.flock(segment.fd, fcntl.LOCK_UN)
+
+
+def read_text(segment: posix_ipc.SharedMemory, timeout: float = 10) -> str | None:
+    """Return the text, or None when the last byte is 0x01: a write was cut short. TimeoutError."""
+    data, length = b"", 4096
+    with locked(segment, timeout):
+        # By pread(2): in an mmap(2), a page that somebody truncated away is a fatal SIGBUS.
+        if os.pread(segment.fd, 1, max(os.fstat(segment.fd).st_size - 1, 0)) == b"\x01":
+            return None
+        while b"\0" not in (data := os.pread(segment.fd, length, 0)) and len(data) == length:
+            length *= 4
+    return data.partition(b"\0")[0].decode(errors="backslashreplace")
+
+
+# --- the command line
+
+import argparse
+import signal
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+
 import common
 
-CURES = {
-    "ermission": "`ls -l /dev/shm` shows owner and mode",
-    "No space left": "in /dev/shm, or where the output goes (`df`)",
-}
-WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
+CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No space left": "`df /dev/shm`"}
 
 
-def segment_name(text: str) -> str:
-    if text[:1] == "/" and "/" not in text[1:] and 2 <= len(os.fsencode(text)) <= 256:
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to 255 bytes without one")
-
-
-def open_segment(name: str, mode: int, size: int) -> posix_ipc.SharedMemory:
-    os.umask(0)  # or shm_open(3) takes the umask off the mode
-    try:
-        shm = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=mode)
-    except posix_ipc.ExistentialError:
-        # O_CREAT would not do: fs.protected_regular forbids it on another user's (proc(5)).
-        shm = posix_ipc.SharedMemory(name)
-    if os.fstat(shm.fd).st_size == 0:
-        fcntl.flock(shm.fd, fcntl.LOCK_EX)
-        if os.fstat(shm.fd).st_size == 0:  # still, so no other process was faster
-            try:
-                os.posix_fallocate(shm.fd, 0, size)  # ftruncate(2) would reserve no memory
-            except OSError:
-                shm.unlink()
-                raise
-        fcntl.flock(shm.fd, fcntl.LOCK_UN)
-    return shm
-
-
-def read_text(shm: posix_ipc.SharedMemory) -> bytes:
-    # By pread(2): in an mmap(2), touching a page that somebody truncated away is a fatal SIGBUS.
-    size = os.fstat(shm.fd).st_size
-    if size and os.pread(shm.fd, 1, size - 1) == WRITING:
-        return b"(incomplete write)"
-    parts, offset, nul = [], 0, b""
-    while not nul and (part := os.pread(shm.fd, 2**20 if offset else 4096, offset)):
-        offset += len(part)
-        part, nul, _ = part.partition(b"\0")
-        parts.append(part)
-    return b"".join(parts)
-
-
-def printable(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def serve(args: argparse.Namespace) -> None:
-    mode = 0o600 if args.mode is None else args.mode
-    shm = open_segment(args.name, mode, args.size or 4096)
-    stat = os.fstat(shm.fd)
-    if (uid := stat.st_uid) != os.geteuid():
-        raise common.failure(args.name, f"belongs to uid {uid}, not to uid {os.geteuid()}")
-    common.compare(args.name, "--mode", args.mode, stat.st_mode & 0o777, "o")
-    common.compare(args.name, "--size", args.size, stat.st_size)
-    common.stopped(0)  # from here on a signal waits for the loop
-    print(f"start shared memory server: {args.name}")
-    common.ready()
-    readings, previous, due = 0, None, 0.0
-    while readings != args.count and not common.stopped(min(max(due - time.monotonic(), 0.01), 1)):
-        if os.fstat(shm.fd).st_nlink == 0:  # what is unlinked lives on while it is open
-            raise common.failure(args.name, "the segment was removed")
-        if time.monotonic() < due:
-            continue
-        try:
-            # flock(2) would wait for a writer that was stopped (SIGSTOP), through any signal. The
-            # kernel unlocks for one that was killed.
-            fcntl.flock(shm.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        text = read_text(shm)
-        fcntl.flock(shm.fd, fcntl.LOCK_UN)
-        if text != previous or not args.changes:
-            print(common.line(printable(text.decode(errors="backslashreplace"))))
-        readings, previous, due = readings + 1, text, time.monotonic() + args.interval
-    print(f"end shared memory server: {args.name}")
-
-
-def clean(name: str) -> None:
-    try:
-        posix_ipc.unlink_shared_memory(name)
-        print(f"removed {name}")
-    except posix_ipc.ExistentialError:
-        print(f"nothing to remove: {name}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
-    add, count = parser.add_argument, common.integer(0, 10**12)
-    add("-n", "--name", type=segment_name, default="/test", help="of the segment (%(default)s)")
-    add("-i", "--interval", type=common.seconds, default=3, metavar="SECONDS", help="(%(default)s)")
-    add("-c", "--count", type=count, metavar="N", help="stop after N readings")
+def main() -> int:
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    add = parser.add_argument
+    add("-n", "--name", type=common.name, default="/test", help="name of the segment (/test)")
+    add("-i", "--interval", type=common.seconds, default=3, metavar="SECONDS", help="(default: 3)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N readings")
     add("--changes", action="store_true", help="print the text only when it has changed")
-    add("--size", type=common.integer(1, 2**47), metavar="BYTES", help="of a new one (4096)")
-    add("--mode", type=common.integer(0, 0o777, 8), metavar="OCTAL", help="of a new one (600)")
+    add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
+    add("--mode", type=common.mode, metavar="OCTAL", help="of a new segment (default: 600)")
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
+    path = f"/dev/shm{args.name}"  # what is removed lives on while it is open
+    readings, due, previous = 0, 0.0, object()
     try:
-        clean(args.name) if args.clean else serve(args)
+        if args.clean:
+            posix_ipc.unlink_shared_memory(args.name)
+            common.put(f"removed {args.name}")
+            return 0
+        mode = 0o600 if args.mode is None else args.mode
+        segment = open_segment(args.name, mode, args.size or 4096)
+        common.compare(args.name, "--mode", args.mode, os.fstat(segment.fd).st_mode & 0o777, "o")
+        common.compare(args.name, "--size", args.size, os.fstat(segment.fd).st_size)
+        stop = common.stop_signals()
+        common.put(f"start shared memory server: {args.name}")
+        common.ready()
+        while readings != args.count and not stop:
+            if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
+                return common.complain(args.name, "the segment was removed")
+            if time.monotonic() < due:
+                time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # no signal ends it (PEP 475)
+                continue
+            due = time.monotonic() + max(args.interval, 0.01)
+            try:
+                text = read_text(segment, 0.9)
+                if text != previous or not args.changes:
+                    common.put("(incomplete write)" if text is None else text, timed=True)
+                readings, previous = readings + 1, text
+            except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
+                common.complain(args.name, error)
+        common.put(f"end shared memory server: {args.name}")
+    except posix_ipc.ExistentialError:
+        common.put(f"nothing to remove: {args.name}")
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.name, error, CURES) from error
+        return common.complain(args.name, error, CURES)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

@@ -13,15 +13,63 @@ Read sysvipc(7), then sysv_msq_server.py; posix_msq_client.py is its POSIX twin.
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
 
-import argparse
 import contextlib
-import itertools
-import json
-import sys
+import os
 import time
-from collections.abc import Iterator
 
 import sysv_ipc
+
+# --- the queue: these functions work in any program
+
+
+def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
+    """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
+    while True:
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+            sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
+            # The mode is what is asked for; the length of a message is left to msgsnd(2).
+            return sysv_ipc.MessageQueue(key, mode=0o200, max_message_size=2**31 - 1)
+
+
+def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: int = 1) -> None:
+    """Send a message of that type; while the queue is full, wait or do not.
+
+    Raises sysv_ipc.BusyError when it is full and block is false, OSError or ValueError when the
+    message is too long, and sysv_ipc.ExistentialError when the queue was removed.
+    """
+    while True:
+        try:
+            queue.send(body, block=False, type=msgtyp)
+            return
+        except sysv_ipc.BusyError:  # it is full
+            with contextlib.suppress(sysv_ipc.PermissionsError):  # msgctl(2) asks for reading
+                if len(body) > queue.max_size:  # msgsnd(2) would wait for ever
+                    limit = f"more than msg_qbytes, {queue.max_size}"
+                    raise ValueError(f"{len(body)} bytes are {limit}") from None
+            if not block:
+                raise
+        try:
+            queue.send(body, type=msgtyp)
+            return
+        except sysv_ipc.Error as error:
+            if type(error) is not sysv_ipc.Error:  # that is EINTR: a handler has run, or Ctrl-Z
+                raise
+
+
+# --- the command line
+
+import argparse
+import itertools
+import json
+import signal
+import sys
+from collections.abc import Iterator
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
 
@@ -32,60 +80,39 @@ CURES = {
     "Invalid argument": "kernel.msgmax is the limit of a message",
     "msg_qbytes": "kernel.msgmnb is the limit of a new queue",
 }
-KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
-
-
-def open_queue(key: int) -> sysv_ipc.MessageQueue:
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-        sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode=0o600)
-    # msgget(2) checks the permissions in mode, so ask for no more than is needed. The package has
-    # a limit of 2048 bytes on a message; leave that to msgsnd(2).
-    return sysv_ipc.MessageQueue(key, mode=0o200, max_message_size=2**31 - 1)
 
 
 def counts() -> Iterator[tuple[str, bytes]]:
     for count in itertools.count(1):
-        value = {"count": count}
-        yield repr(value), json.dumps(value).encode()
+        yield repr({"count": count}), json.dumps({"count": count}).encode()
 
 
 def lines(key: int, refused: list[int]) -> Iterator[tuple[str, bytes]]:
-    for number, line in enumerate(sys.stdin.buffer, 1):
+    for number in itertools.count(1):
+        line = sys.stdin.buffer.readline()
+        if not line.endswith(b"\n") and not os.get_blocking(0):
+            os.read(0, 1)  # an error unless this is the end: there is only nothing more yet
+        if not line:
+            return
         try:
             text = repr(DECODER.decode(line.decode()))
         except (ValueError, RecursionError):
             refused.append(number)
-            print(f"{common.SCRIPT}: {key}: line {number} is not JSON", file=sys.stderr)
+            hint = ": a text stands in double quotes" if line[:1].isalpha() else ""
+            common.complain(key, f"line {number} is not JSON{hint}")
         else:
             yield text, line.rstrip(b"\r\n")
 
 
-def send(queue: sysv_ipc.MessageQueue, args: argparse.Namespace) -> int:
-    limit = sys.maxsize
-    with contextlib.suppress(sysv_ipc.PermissionsError):  # msgctl(2) asks for read permission
-        limit = queue.max_size
-    refused: list[int] = []
-    messages = lines(args.key, refused) if args.stdin else counts()
-    for sent, (text, body) in enumerate(itertools.islice(messages, args.count)):
-        if sent and args.interval:
-            time.sleep(args.interval)
-        if len(body) > limit:  # msgsnd(2) would wait for ever
-            raise ValueError(f"{len(body)} bytes are more than msg_qbytes, {limit}")
-        queue.send(body, block=not args.no_wait, type=args.type)
-        if not args.quiet:
-            print(common.line(text))
-    return 1 if refused else 0
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=KEY, default=200, help="of the queue (%(default)s)")
-    add("-c", "--count", type=common.integer(0, 10**12), metavar="N", help="of messages (15)")
-    add("-i", "--interval", type=common.seconds, metavar="SECONDS", help="between two (1)")
-    add("--type", type=common.integer(1, 2**31 - 1), metavar="N", default=1, help="(1)")
-    add("--no-wait", action="store_true", help="fail when the queue is full")
+    add("-k", "--key", type=common.key, default=200, help="key of the queue (default: 200)")
+    add("-c", "--count", type=common.count, metavar="N", help="send N messages (default: 15)")
+    add("-i", "--interval", type=common.seconds, metavar="SECONDS", help="between two (default: 1)")
+    add("--type", type=common.positive, default=1, metavar="N", help="of the messages (default: 1)")
+    add("--no-wait", action="store_true", help="fail when the queue is full (default: wait)")
     add("--stdin", action="store_true", help="send each line of standard input, which is JSON")
     add("-q", "--quiet", action="store_true", help="do not print what is sent")
     args = parser.parse_args()
@@ -93,11 +120,20 @@ def main() -> int:
         args.interval = 0 if args.stdin else 1
     if args.count is None and not args.stdin:
         args.count = 15
+    refused: list[int] = []
+    messages = lines(args.key, refused) if args.stdin else counts()
     try:
-        return send(open_queue(args.key), args)
+        queue = open_queue(args.key)
+        for sent, (text, body) in enumerate(itertools.islice(messages, args.count)):
+            if sent and args.interval:
+                time.sleep(args.interval)
+            send(queue, body, not args.no_wait, args.type)
+            if not args.quiet:
+                common.put(text, timed=True)
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.key, error, CURES) from error
+        return common.complain(args.key, error, CURES)
+    return 1 if refused else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

@@ -1,4 +1,4 @@
-"""System V message queue, the server: prints every message sent to the queue.
+"""System V message queue, the server: prints every message that is sent to the queue.
 
     sysv_msq_server.py              in one terminal (Ctrl-C ends it), and in another
     sysv_msq_client.py              which sends messages
@@ -13,13 +13,73 @@ Read sysvipc(7), then sysv_msq_client.py; posix_msq_server.py is its POSIX twin.
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
 
-import argparse
 import contextlib
-import json
 import os
-import sys
+import signal
+import time
+from collections.abc import Iterator, Sized
 
 import sysv_ipc
+
+# --- the queue: these functions work in any program
+
+
+def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
+    """Make the queue, or open the one that is there, to receive from it.
+
+    The mode is that of a new queue. Raises PermissionError for another user's queue.
+    """
+    while True:
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+            sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
+            # The mode is what is asked for. A message over 16 MiB would stay in the queue for good.
+            queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=2**24)
+            break
+    for owner in {queue.uid, queue.cuid} - {os.geteuid()}:  # a creator (cuid) keeps all rights
+        raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+    return queue
+
+
+def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iterator[bytes]:
+    """Yield the body of each message, until `stop` has something in it. Main thread only: as
+    msgrcv(2) has no time limit, SIGALRM ends its wait, and signals reach that thread alone.
+
+    A handler that fills `stop` must not raise: the message that msgrcv(2) has just taken off the
+    queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed.
+    """
+    while not stop:
+        try:
+            body, _type = queue.receive(block=False, type=msgtyp)
+        except sysv_ipc.BusyError:  # there is none: wait 0.9 s (and 0.1 s, if that rang too early)
+            began = time.monotonic()
+            handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
+            left, interval = signal.setitimer(signal.ITIMER_REAL, 0.9, 0.1)
+            try:
+                body, _type = queue.receive(type=msgtyp)
+            except sysv_ipc.Error as error:
+                if type(error) is not sysv_ipc.Error:  # that is EINTR, without a class of its own
+                    raise
+                continue
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, handler)
+                if left:  # a timer of the program's own, which goes on
+                    left = max(left - (time.monotonic() - began), 1e-6)
+                    signal.setitimer(signal.ITIMER_REAL, left, interval)
+        yield body
+
+
+# --- the command line
+
+import argparse
+import itertools
+import json
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
 
@@ -27,83 +87,54 @@ CURES = {
     "Permission denied": "`ipcs -q` shows owner and mode",
     "system limit": "kernel.msgmni is the limit",
 }
-KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
-
-
-def open_queue(args: argparse.Namespace) -> sysv_ipc.MessageQueue:
-    mode = 0o600 if args.mode is None else args.mode
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-        sysv_ipc.MessageQueue(args.key, sysv_ipc.IPC_CREX, mode=mode)
-    # msgget(2) checks the permissions in mode, so ask for no more than is needed.
-    queue = sysv_ipc.MessageQueue(args.key, mode=0o400)
-    # A message longer than the buffer of msgrcv(2) stays in the queue for good; none is longer
-    # than msg_qbytes.
-    queue = sysv_ipc.MessageQueue(args.key, mode=0o400, max_message_size=queue.max_size)
-    # A creator (cuid) keeps all rights, even when he has given the object away (uid).
-    if others := {queue.uid, queue.cuid} - {(me := os.geteuid())}:
-        raise common.failure(args.key, f"belongs to uid {min(others)}, not to uid {me}")
-    common.compare(args.key, "--mode", args.mode, queue.mode & 0o777, "o")
-    return queue
 
 
 def show(body: bytes, as_json: bool) -> None:
     body = body.rstrip(b"\0")  # C programs send the NUL that ends a string
     try:
         value = DECODER.decode(body.decode())
-        text = json.dumps(value, allow_nan=False) if as_json else common.line(repr(value))
-        sys.stdout.write(f"{text}\n")  # one write(2), where print() needs more time for it
+        text = json.dumps(value, allow_nan=False) if as_json else repr(value)
+        common.put(text, timed=not as_json)
     except (ValueError, RecursionError):
-        print(common.line(repr(body)), file=sys.stderr if as_json else sys.stdout)
+        common.put(repr(body), timed=True, to=2 if as_json else 1)
 
 
-def serve(queue: sysv_ipc.MessageQueue, args: argparse.Namespace) -> None:
-    noted = common.note_signals()
-    out = sys.stderr if args.json else sys.stdout
-    print(f"start message queue server: {args.key}", file=out)
-    common.ready()
-    received = 0
-    while received != args.count and not noted & common.STOP:
-        try:
-            body, _type = queue.receive(type=args.type)
-        except sysv_ipc.Error as error:
-            if type(error) is not sysv_ipc.Error:  # EINTR has no class of its own
-                raise
-            continue
-        received += 1
-        show(body, args.json)
-    print(f"end message queue server: {args.key}", file=out)
-
-
-def clean(key: int) -> None:
-    try:
-        sysv_ipc.MessageQueue(key, mode=0).remove()
-        print(f"removed {key}")
-    except sysv_ipc.ExistentialError:
-        print(f"nothing to remove: {key}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
-    add, number = parser.add_argument, common.integer(-(2**31 - 1), 2**31 - 1)
-    add("-k", "--key", type=KEY, default=200, help="of the queue (%(default)s)")
-    add("-c", "--count", type=common.integer(0, 10**12), metavar="N", help="stop after N messages")
-    add("--json", action="store_true", help="write messages as JSON, all else to standard error")
-    add(
-        "--type",
-        type=number,
-        default=0,
-        metavar="N",
-        help="0: all (the default), N: that type, -N: the lowest type up to N",
-    )
-    add("--mode", type=common.integer(0, 0o777, 8), metavar="OCTAL", help="of a new queue (600)")
+def main() -> int:
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    add = parser.add_argument
+    add("-k", "--key", type=common.key, default=200, help="key of the queue (default: 200)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N messages")
+    add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
+    types = common.number("-2147483647", "2147483647")
+    which = "take only messages of type N, or for -N the lowest type up to N (default: 0, any)"
+    add("--type", type=types, default=0, metavar="N", help=which)
+    add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")
     add("--clean", action="store_true", help="remove the queue and exit")
     args = parser.parse_args()
     try:
-        clean(args.key) if args.clean else serve(open_queue(args), args)
+        if args.clean:
+            sysv_ipc.MessageQueue(args.key, mode=0).remove()
+            common.put(f"removed {args.key}")
+            return 0
+        queue = open_queue(args.key, 0o600 if args.mode is None else args.mode)
+    except sysv_ipc.ExistentialError:
+        common.put(f"nothing to remove: {args.key}")
+        return 0
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.key, error, CURES) from error
+        return common.complain(args.key, error, CURES)
+    common.compare(args.key, "--mode", args.mode, queue.mode & 0o777, "o")
+    stop = common.stop_signals()
+    try:
+        common.put(f"start message queue server: {args.key}", to=2 if args.json else 1)
+        common.ready()
+        for body in itertools.islice(messages(queue, stop, args.type), args.count):
+            show(body, args.json)
+        common.put(f"end message queue server: {args.key}", to=2 if args.json else 1)
+    except (sysv_ipc.Error, common.OutputError) as error:  # not what your own work raises
+        return common.complain(args.key, error, CURES)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

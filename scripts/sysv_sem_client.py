@@ -1,13 +1,12 @@
 """System V semaphore, the client: takes one, gives one back, or holds one while a command runs.
 
-    sysv_sem_client.py                      takes one, or fails if there is none; --by 2 takes two
     sysv_sem_client.py -w                   waits for one; -t 5 waits 5 seconds at the most
     sysv_sem_client.py -r                   gives one back
     sysv_sem_client.py -w --zero            waits until all are taken
     sysv_sem_client.py -w -- make -j2       holds one while the command runs, and exits as it does
 
-Shows semget(2), semop(2) and SEM_UNDO, by which the kernel gives back what a process that died had
-taken, by SIGKILL too (and does not ask whether its command goes on).
+Shows semget(2), semop(2) and SEM_UNDO: the client becomes its command, and whatever ends that,
+even SIGKILL, the kernel gives back what it had taken.
 Read sysvipc(7), then sysv_sem_server.py; posix_sem_client.py is its POSIX twin.
 """
 
@@ -16,15 +15,80 @@ Read sysvipc(7), then sysv_sem_server.py; posix_sem_client.py is its POSIX twin.
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
 
-import argparse
 import contextlib
-import math
 import os
 import signal
-import sys
 import time
 
 import sysv_ipc
+
+# --- the semaphore: these functions work in any program
+
+
+def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
+    """Make the semaphore, or open the one that is there; mode and value are a new one's.
+    Raises TimeoutError for one whose creator died before it had its value (W. Richard Stevens, UNIX
+    Network Programming 2, section 11.2; TLPI, section 47.5)."""
+    while True:
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+            new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
+            if value:
+                new.release(delta=value)  # one semop(2) sets both the value and o_time
+            else:
+                new.Z()
+            new.mode = mode
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
+            semaphore = sysv_ipc.Semaphore(key)
+            for _ in range(300):
+                if semaphore.o_time:  # its creator is done
+                    return semaphore
+                time.sleep(0.01)
+            raise TimeoutError("never got its value: did its creator die? `ipcrm -S` removes it")
+
+
+def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int = 1) -> None:
+    """Take that many (0: wait until there is none); wait so many seconds (None: for ever). Raises
+    sysv_ipc.BusyError when it cannot be had in time, sysv_ipc.ExistentialError when the semaphore
+    was removed. A limit over 0 is for the main thread: semop(2) has none, so SIGALRM ends it."""
+    began = time.monotonic()
+    semaphore.block = timeout != 0  # or else IPC_NOWAIT
+    if timeout:
+        handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
+        # It rings again every 0.1 s, in case it does so first just before the wait begins.
+        left, interval = signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)
+    try:
+        while True:
+            try:
+                if by:
+                    semaphore.acquire(delta=by)
+                else:
+                    semaphore.Z()
+                return
+            except sysv_ipc.BusyError:
+                raise sysv_ipc.BusyError("Semaphore is busy") from None
+            except sysv_ipc.Error as error:
+                if type(error) is not sysv_ipc.Error:  # EINTR: the alarm, or Ctrl-Z and fg
+                    raise
+            if timeout and time.monotonic() >= began + timeout:
+                raise sysv_ipc.BusyError("Semaphore is busy")
+    finally:
+        if timeout:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            if left:  # a timer of the program's own, which goes on
+                left = max(left - (time.monotonic() - began), 1e-6)
+                signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+# --- the command line
+
+import argparse
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
 
@@ -33,104 +97,55 @@ CURES = {
     "No space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
     "SEMVMX": "which is 32767",
 }
-KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
-STOP = common.STOP | {signal.SIGHUP}  # which comes when the terminal is closed
 
 
-def open_semaphore(key: int, create: bool) -> sysv_ipc.Semaphore:
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-        if create:
-            # One semop(2) gives it value and o_time, so that nobody sees it without its value.
-            sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode=0o600).release(delta=2)
-    sem = sysv_ipc.Semaphore(key)
-    end = time.monotonic() + 3
-    while not sem.o_time:  # its creator is not done
-        if time.monotonic() > end:
-            raise common.failure(
-                key, "never got its value: did its creator die? `ipcrm -S KEY` removes it"
-            )
-        time.sleep(0.01)
-    return sem
+def misplaced(word: str) -> str:
+    raise argparse.ArgumentTypeError(f"put -- before the command: -- {word}")
 
 
-def acquire(sem: sysv_ipc.Semaphore, args: argparse.Namespace, noted: set[int]) -> None:
-    end = math.inf if args.timeout is None else time.monotonic() + args.timeout
-    sem.block = args.timeout != 0  # IPC_NOWAIT
-    while True:
-        # The wheels of the package have no semtimedop(2): a signal ends the wait.
-        signal.setitimer(signal.ITIMER_REAL, max(min(end - time.monotonic(), 0.9), 0.001), 0.9)
-        try:
-            sem.Z() if args.zero else sem.acquire(delta=args.by)
-            return
-        except sysv_ipc.BusyError:
-            raise common.failure(args.key, "Semaphore is busy") from None
-        except sysv_ipc.Error as error:
-            if type(error) is not sysv_ipc.Error:  # EINTR has no class of its own
-                raise
-        if stop := noted & STOP:
-            sys.exit(128 + min(stop))
-        if time.monotonic() >= end:
-            raise common.failure(args.key, "Semaphore is busy")
-
-
-def hold(command: list[str], noted: set[int]) -> int:
-    """Run the command, pass signals on to it, and return its exit status as a shell shows it."""
-    import subprocess
-
-    if stop := noted & STOP:
-        sys.exit(128 + min(stop))
+def main() -> int:
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    add = parser.add_argument
+    wait = parser.add_mutually_exclusive_group().add_argument
+    add("-k", "--key", type=common.key, default=200, help="key of the semaphore (default: 200)")
+    add("-r", "--release", action="store_true", help="give back (default: take)")
+    add("--zero", action="store_true", help="take none, but wait until the value is zero")
+    add("--by", type=common.number("1", "32767"), default=1, metavar="N", help="so many (1)")
+    add("--undo", action="store_true", help="let the kernel undo it at the exit (SEM_UNDO)")
+    wait("-t", "--timeout", type=common.seconds, default=0, metavar="SECONDS", help="to wait (0)")
+    wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
+    add("--value", type=common.number("0", "32767"), metavar="N", help="of a new semaphore (2)")
+    add("command", nargs="*", type=misplaced, metavar="-- COMMAND", help="hold one while it runs")
+    dashes = [*sys.argv, "--"].index("--")
+    args = parser.parse_args(sys.argv[1:dashes])
+    command = sys.argv[dashes + 1 :]
+    if dashes == len(sys.argv) - 1 or args.release + args.zero + bool(command) > 1:
+        parser.error("-- wants a COMMAND, and only one of -r, --zero and a COMMAND goes")
+    thing = args.key
     try:
-        process = subprocess.Popen(command)
-    except OSError as error:
-        raise common.failure(command[0], error) from error
-
-    def forward(number: int, _frame: object) -> None:
-        if number != signal.SIGINT or not os.isatty(0):  # a terminal sends Ctrl-C to both of us
-            process.send_signal(number)
-
-    for number in STOP:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, forward)
-    for earlier in noted & STOP:  # it came while the process was started
-        forward(earlier, None)
-    status = process.wait()
-    return status if status >= 0 else 128 - status
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
-    add, how_long = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    add("-k", "--key", type=KEY, default=200, help="of the semaphore (%(default)s)")
-    add("-r", "--release", action="store_true", help="give one back")
-    add("--zero", action="store_true", help="wait until the value is zero; take none")
-    add("--by", type=common.integer(1, 32767), default=1, metavar="N", help="take or give N (1)")
-    add("--undo", action="store_true", help="let the kernel undo it at the exit: SEM_UNDO")
-    how_long("-t", "--timeout", type=common.seconds, default=0, metavar="SECONDS", help="(0)")
-    how_long("-w", "--wait", dest="timeout", action="store_const", const=None, help="for ever")
-    add("command", nargs="*", metavar="COMMAND", help="hold one while the command runs")
-    args = parser.parse_args()
-    if args.release + args.zero + bool(args.command) > 1:
-        parser.error("only one of -r, --zero and a command")
-    try:
-        sem = open_semaphore(args.key, not args.release)
-        sem.undo = args.undo or bool(args.command)
         if args.release:
-            sem.release(delta=args.by)
+            semaphore = sysv_ipc.Semaphore(args.key)
         else:
-            noted = common.note_signals()
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup(1) sets it
-                signal.signal(signal.SIGHUP, lambda number, frame: noted.add(number))
-            acquire(sem, args, noted)
-        if args.command:
-            try:
-                sys.exit(hold(args.command, noted))
-            finally:
-                with contextlib.suppress(sysv_ipc.ExistentialError):  # removed while it was held
-                    sem.release(delta=args.by)
-        print(f"semaphore: {sem.value}")
+            semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
+        if args.value not in (None, semaphore.value):
+            common.complain(args.key, f"--value is now {semaphore.value}, not {args.value}")
+        semaphore.undo = args.undo or bool(command)
+        if args.release:
+            semaphore.release(delta=args.by)
+        else:
+            acquire(semaphore, args.timeout, 0 if args.zero else args.by)
+        if command:
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and execve(2)
+                signal.signal(number, signal.SIG_DFL)  # would leave it so
+            thing = command[0]  # what an error is about
+            os.execvp(command[0], command)
+        common.put(f"semaphore: {semaphore.value}")
+    except common.OutputError as error:
+        return common.complain(args.key, error, {"": "the value has changed all the same"})
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.key, error, CURES) from error
+        return common.complain(thing, error, CURES)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

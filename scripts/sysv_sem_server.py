@@ -14,12 +14,67 @@ Read sysvipc(7), then sysv_sem_client.py; posix_sem_server.py is its POSIX twin.
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
 
-import argparse
 import contextlib
 import os
 import time
+from collections.abc import Iterator, Sized
 
 import sysv_ipc
+
+# --- the semaphore: these functions work in any program
+
+
+def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
+    """Make the semaphore, or open the one that is there. Mode and value are a new one's.
+
+    Raises PermissionError for another user's semaphore, TimeoutError for one whose creator died
+    before it had its value (W. Richard Stevens, UNIX Network Programming 2, section 11.2).
+    """
+    while True:
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+            new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
+            if value:
+                new.release(delta=value)  # one semop(2) sets both the value and o_time
+            else:
+                new.Z()
+            new.mode = mode
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
+            semaphore = sysv_ipc.Semaphore(key, mode=0)
+            for owner in {semaphore.uid, semaphore.cuid} - {os.geteuid()}:  # cuid: its creator
+                raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+            for _ in range(300):
+                if semaphore.o_time:  # its creator is done
+                    return semaphore
+                time.sleep(0.01)
+            raise TimeoutError("never got its value: did its creator die? --clean removes it")
+
+
+def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
+    """Yield the value, and again when it has changed, until `stop` has something in it.
+
+    Raises sysv_ipc.ExistentialError when the semaphore was removed. Works in any thread.
+    """
+    previous = None
+    due = time.monotonic()
+    while not stop:
+        value = semaphore.value  # fails when the semaphore was removed
+        if time.monotonic() >= due:
+            if value != previous:
+                yield value
+            previous = value
+            due = time.monotonic() + max(interval, 0.01)
+        time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # no signal ends it (PEP 475)
+
+
+# --- the command line
+
+import argparse
+import signal
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
 
@@ -27,69 +82,44 @@ CURES = {
     "ermi": "`ipcs -s` shows owner and mode",
     "No space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
 }
-KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
 
 
-def open_semaphore(args: argparse.Namespace) -> sysv_ipc.Semaphore:
-    mode = 0o600 if args.mode is None else args.mode
-    value = 2 if args.value is None else args.value
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-        new = sysv_ipc.Semaphore(args.key, sysv_ipc.IPC_CREX, mode=mode | 0o600)
-        # One semop(2) gives it value and o_time, so that nobody sees it without its value.
-        new.release(delta=value) if value else new.Z()
-        new.mode = mode
-    sem = sysv_ipc.Semaphore(args.key, mode=0)
-    # A creator (cuid) keeps all rights, even when he has given the object away (uid).
-    if others := {sem.uid, sem.cuid} - {(me := os.geteuid())}:
-        raise common.failure(args.key, f"belongs to uid {min(others)}, not to uid {me}")
-    end = time.monotonic() + 3
-    while not sem.o_time:  # its creator is not done
-        if time.monotonic() > end:
-            raise common.failure(
-                args.key, "never got its value: did its creator die? --clean removes it"
-            )
-        time.sleep(0.01)
-    common.compare(args.key, "--mode", args.mode, sem.mode & 0o777, "o")
-    common.compare(args.key, "--value", args.value, sem.value)
-    return sem
-
-
-def serve(sem: sysv_ipc.Semaphore, args: argparse.Namespace) -> None:
-    common.stopped(0)  # from here on a signal waits for the loop
-    print(f"start semaphore server: {args.key} size: {2 if args.value is None else args.value}")
-    common.ready()
-    previous, due = None, 0.0
-    while not common.stopped(min(max(due - time.monotonic(), 0.01), 1)):
-        value = sem.value  # fails when the semaphore was removed
-        if time.monotonic() >= due:
-            if value != previous:
-                print(common.line(f"semaphore: {value}"))
-            previous, due = value, time.monotonic() + args.interval
-    print(f"end semaphore server: {args.key}")
-
-
-def clean(key: int) -> None:
-    try:
-        sysv_ipc.Semaphore(key, mode=0).remove()
-        print(f"removed {key}")
-    except sysv_ipc.ExistentialError:
-        print(f"nothing to remove: {key}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
-    add, value = parser.add_argument, common.integer(0, sysv_ipc.SEMAPHORE_VALUE_MAX)
-    add("-k", "--key", type=KEY, default=200, help="of the semaphore (%(default)s)")
-    add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(%(default)s)")
-    add("--value", type=value, metavar="N", help="of a new one (2)")
-    add("--mode", type=common.integer(0, 0o777, 8), metavar="OCTAL", help="of a new one (600)")
+def main() -> int:
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    add = parser.add_argument
+    value = common.number("0", str(sysv_ipc.SEMAPHORE_VALUE_MAX))
+    add("-k", "--key", type=common.key, default=200, help="key of the semaphore (default: 200)")
+    add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(default: 1)")
+    add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
+    add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
     add("--clean", action="store_true", help="remove the semaphore and exit")
     args = parser.parse_args()
     try:
-        clean(args.key) if args.clean else serve(open_semaphore(args), args)
+        if args.clean:
+            sysv_ipc.Semaphore(args.key, mode=0).remove()
+            common.put(f"removed {args.key}")
+            return 0
+    except sysv_ipc.ExistentialError:
+        common.put(f"nothing to remove: {args.key}")
+        return 0
+    except (sysv_ipc.Error, OSError) as error:
+        return common.complain(args.key, error, CURES)
+    mode = 0o600 if args.mode is None else args.mode
+    try:
+        semaphore = open_semaphore(args.key, mode, 2 if args.value is None else args.value)
+        common.compare(args.key, "--mode", args.mode, semaphore.mode & 0o777, "o")
+        if args.value not in (None, semaphore.value):
+            common.complain(args.key, f"--value is now {semaphore.value}, not {args.value}")
+        stop = common.stop_signals()
+        common.put(f"start semaphore server: {args.key} size: {semaphore.value}")
+        common.ready()
+        for changed in values(semaphore, stop, args.interval):
+            common.put(f"semaphore: {changed}", timed=True)
+        common.put(f"end semaphore server: {args.key}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.key, error, CURES) from error
+        return common.complain(args.key, error, CURES)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)

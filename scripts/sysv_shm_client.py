@@ -3,8 +3,8 @@
     sysv_shm_client.py              type lines; Ctrl-D ends it
     date | sysv_shm_client.py       the same from a pipe
 
-Shows shmget(2), shmat(2), a semaphore as the lock, and how to write so that nobody sees half a
-text: UTF-8 from the first byte, a NUL unless it fills the segment, 0x01 last while it is written.
+Shows shmget(2), shmat(2), a semaphore as the lock, and how to write whole texts: in UTF-8 from
+the first byte, a NUL after it unless it fills the segment, 0x01 last while it is written.
 Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 """
 
@@ -13,127 +13,128 @@ Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
 
-import argparse
 import contextlib
+import os
 import signal
-import sys
 import time
+from collections.abc import Iterator
 
 import sysv_ipc
+
+# --- the segment: these functions work in any program
+
+WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
+STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
+
+
+def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
+    """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
+    with contextlib.suppress(sysv_ipc.ExistentialError):  # there is none
+        sysv_ipc.Semaphore(~key)  # or, where the lock is out of reach, make nothing
+    try:
+        # Not IPC_CREX: the package would fill it, when others may have written to it.
+        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)
+    except ValueError:  # it is smaller, or this is over kernel.shmmax
+        segment = sysv_ipc.SharedMemory(key)
+    if segment.uid == os.geteuid():  # the lock of another user's segment is his to make
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+            # By one semop(2) the lock gets its value, so nobody has it before.
+            sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
+    return segment
+
+
+@contextlib.contextmanager
+def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
+    """Hold the lock, the semaphore ~KEY, which is 1 while it is free, or raise TimeoutError."""
+    lock = sysv_ipc.Semaphore(~segment.key)
+    lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
+    lock.block = False  # IPC_NOWAIT
+    for _ in range(round(timeout * 100) + 1):
+        with contextlib.suppress(sysv_ipc.BusyError):
+            lock.acquire()
+            break
+        time.sleep(0.01)
+    else:
+        never = "the lock never got its value: sysv_shm_server.py --clean removes it"
+        raise TimeoutError(f"locked by process {lock.last_pid}" if lock.o_time else never)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
+    """Write the text in place of the old one; Ctrl-C and the like wait until it is whole. Raises
+    ValueError when it does not fit (the segment keeps what it had), TimeoutError as locked(), and
+    sysv_ipc.ExistentialError when the segment was removed."""
+    data = text.encode()
+    with locked(segment, timeout):
+        if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
+            raise sysv_ipc.ExistentialError("the segment was removed")
+        size = segment.size
+        if len(data) > size or b"\0" in data or data[size - 1 :] == WRITING:
+            raise ValueError(f"the text does not fit: {len(data)} bytes, the segment has {size}")
+        # What takes time comes first. NULs are to cover the rest of the old text.
+        old = size if segment.read(1, size - 1) == WRITING else 0
+        while old < size and b"\0" not in segment.read(4096, old):
+            old += 4096
+        first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+        try:
+            segment.write(WRITING, size - 1)
+            segment.write(first)
+            segment.write(data[size - 1 :] or b"\0", size - 1)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+# --- the command line
+
+import argparse
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
 
 CURES = {
     "ermission": "`ipcs -m -s` shows owner and mode",
     "ENOSPC": "kernel.shmmni and kernel.shmall are the limits",
-    "No space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
+    "No shared": "or its size is over kernel.shmmax",
 }
-KEY = common.integer(1, 2**31 - 1, 0)  # 0 is IPC_PRIVATE, a new object at every open
-WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
-
-
-def open_lock(key: int) -> sysv_ipc.Semaphore:
-    """Open the semaphore ~KEY, which is 1 while the segment KEY is not locked."""
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-        # One semop(2) gives it value and o_time, so that nobody sees it without its value.
-        sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, mode=0o600).release()
-    lock = sysv_ipc.Semaphore(~key)
-    end = time.monotonic() + 3
-    while not lock.o_time:  # its creator is not done
-        if time.monotonic() > end:
-            raise common.failure(
-                key, "the lock never got its value: sysv_shm_server.py --clean removes it"
-            )
-        time.sleep(0.01)
-    lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
-    return lock
-
-
-def open_segment(key: int, size: int) -> sysv_ipc.SharedMemory:
-    with contextlib.suppress(sysv_ipc.ExistentialError):
-        return sysv_ipc.SharedMemory(key)
-    try:
-        # Not IPC_CREX: the package would fill the segment, when others may have written to it.
-        return sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode=0o600, size=size)
-    except ValueError:
-        with contextlib.suppress(sysv_ipc.ExistentialError):
-            return sysv_ipc.SharedMemory(key)  # somebody made a smaller one
-        raise
-
-
-def old_length(shm: sysv_ipc.SharedMemory, size: int) -> int:
-    if shm.read(1, size - 1) == WRITING:
-        return size  # a write was cut short, and what it left may be anywhere
-    length, part = 0, b""
-    while b"\0" not in part and length < size:
-        part = shm.read(2**16, length)
-        length += len(part.partition(b"\0")[0])
-    return length
-
-
-def acquire(lock: sysv_ipc.Semaphore) -> None:
-    while True:
-        try:
-            lock.acquire()
-            return
-        except sysv_ipc.Error as error:
-            if (
-                type(error) is not sysv_ipc.Error
-            ):  # EINTR has no class; Ctrl-Z and fg do it (signal(7))
-                raise
-
-
-def write_text(shm: sysv_ipc.SharedMemory, lock: sysv_ipc.Semaphore, text: bytes) -> None:
-    acquire(lock)
-    signal.pthread_sigmask(signal.SIG_BLOCK, common.STOP)  # Ctrl-C waits until the text is whole
-    try:
-        if shm.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
-            raise sysv_ipc.ExistentialError("the segment was removed")
-        size = shm.size
-        text.decode()
-        if len(text) > size or b"\0" in text or text[size - 1 :] == WRITING:
-            raise ValueError(f"the text does not fit: {len(text)} bytes, the segment has {size}")
-        # What takes time comes before the mark. NULs are to cover the rest of the old text.
-        data = text.ljust(max(old_length(shm, size), len(text) + 1), b"\0")[: size - 1]
-        shm.write(WRITING, size - 1)
-        shm.write(data)
-        shm.write(text[size - 1 :] or b"\0", size - 1)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, common.STOP)
-        lock.release()
-
-
-def write_lines(shm: sysv_ipc.SharedMemory, lock: sysv_ipc.Semaphore, key: int) -> int:
-    print(f"write to {key}")
-    status = 0
-    prompt = "Please enter something: " if sys.stdin.isatty() else ""
-    while True:
-        print(prompt, end="", flush=True)
-        if not (line := sys.stdin.buffer.readline()):
-            break
-        try:
-            write_text(shm, lock, line.rstrip(b"\r\n"))
-        except ValueError as error:  # the segment keeps what it had
-            print(f"{common.SCRIPT}: {key}: {error}", file=sys.stderr)
-            status = 1
-    print(end="\n" if prompt else "")
-    return status
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, description=__doc__, formatter_class=common.raw)
+    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=KEY, default=200, help="of the segment (%(default)s)")
-    add("--size", type=common.integer(1, 2**47), metavar="BYTES", help="of a new one (4096)")
+    add("-k", "--key", type=common.key, default=200, help="key of the segment (default: 200)")
+    add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
     args = parser.parse_args()
+    prompt = "Please enter something: " if sys.stdin.isatty() else ""
+    status = 0
     try:
-        lock = open_lock(args.key)
-        shm = open_segment(args.key, args.size or 4096)
-        common.compare(args.key, "--size", args.size, shm.size)
-        return write_lines(shm, lock, args.key)
+        segment = open_segment(args.key, size=args.size or 4096)
+        common.compare(args.key, "--size", args.size, segment.size)
+        common.put(f"write to {args.key}")
+        while True:
+            common.put(prompt, end="")
+            line = sys.stdin.buffer.readline()
+            if not line.endswith(b"\n") and not os.get_blocking(0):
+                os.read(0, 1)  # an error unless this is the end: there is only nothing more yet
+            if not line:
+                break
+            try:
+                write_text(segment, line.rstrip(b"\r\n").decode())
+            except ValueError as error:  # the segment keeps what it had
+                status = common.complain(args.key, error)
+        common.put("", end="\n" if prompt else "")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
-        raise common.failure(args.key, error, CURES) from error
+        return common.complain(args.key, error, CURES)
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    common.run(main)

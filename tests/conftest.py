@@ -196,6 +196,7 @@ class Process:
 
     def __init__(self, argv: list[str], **options: Any) -> None:
         options = {"stdin": subprocess.DEVNULL, "env": ENV, "text": True, **options}
+        options.setdefault("start_new_session", True)  # what it starts can be ended with it
         self.popen: subprocess.Popen[str] = subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
         )
@@ -204,8 +205,8 @@ class Process:
         self.out: list[str] = []
         self.err: list[str] = []
         self.threads = [
-            threading.Thread(target=self._collect, args=(self.popen.stdout, self.out)),
-            threading.Thread(target=self._collect, args=(self.popen.stderr, self.err)),
+            threading.Thread(target=self._collect, args=(self.popen.stdout, self.out), daemon=True),
+            threading.Thread(target=self._collect, args=(self.popen.stderr, self.err), daemon=True),
         ]
         for thread in self.threads:
             thread.start()
@@ -258,10 +259,8 @@ class Process:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self.popen.poll() is None:
-            self.popen.kill()
-            with contextlib.suppress(ProcessLookupError):
-                self.popen.send_signal(signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self.wait()
         if self.popen.stdin:
             with contextlib.suppress(BrokenPipeError):

@@ -1,17 +1,36 @@
 """What all twelve scripts promise: lines, options, exit status, signals, errors, traces."""
 
+import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
-import tokenize
+from pathlib import Path
 
 import pytest
-from conftest import APIS, ENV, PAIRS, PRIMITIVES, ROOT, SCRIPTS, TITLE, Pair, until, waits_in
+from conftest import (
+    APIS,
+    ENV,
+    PAIRS,
+    PATIENCE,
+    PRIMITIVES,
+    ROOT,
+    SCRIPTS,
+    TITLE,
+    Pair,
+    Process,
+    in_namespaces,
+    needs,
+    until,
+    waits_in,
+)
 
 ALL = [f"{api}_{primitive}_{side}" for api, primitive in PAIRS for side in ("server", "client")]
 
@@ -173,15 +192,190 @@ def test_the_form_of_a_script(script):
     assert "posix_ipc" not in common and "sysv_ipc" not in common
 
 
-def test_no_object_of_the_other_primitives_is_touched():
+def test_the_scripts_are_twelve():
     names = {path.name for path in SCRIPTS.glob("*.py")}
     assert names == {f"{script}.py" for script in ALL} | {"common.py"}
-    for path in SCRIPTS.glob("*.py"):
-        with tokenize.open(path) as file:
-            assert "TODO" not in file.read()
-    assert set(PRIMITIVES) == set(TITLE)
     requirements = (ROOT / "requirements.txt").read_text().split()
     assert [line.partition("==")[0] for line in requirements] == ["posix-ipc", "sysv-ipc"]
+
+
+@in_namespaces
+def test_a_pair_makes_its_own_object_and_no_other(pair):
+    """All IPC objects of a machine, which is made of namespaces, before and after."""
+    server = shlex.join(pair.argv("server"))
+    options = {"msq": "-c1 -q", "shm": "", "sem": ""}[pair.primitive]
+    script = f"""
+        mount -t tmpfs tmpfs /dev/shm; mkdir -p /dev/mqueue; mount -t mqueue mqueue /dev/mqueue
+        objects() {{ cat /proc/sysvipc/* | wc -l; ls /dev/shm /dev/mqueue; }}
+        objects >"$0/before"
+        {server} >"$0/out" & until grep -q start "$0/out"; do sleep 0.01; done
+        echo text | {shlex.join(pair.argv("client"))} {options} >/dev/null
+        ls /dev/shm | sed 's|^|/dev/shm/|'; ls /dev/mqueue | sed 's|^|/dev/mqueue/|'
+        for kind in msg shm sem; do sed "1d; s/^ */$kind /" /proc/sysvipc/$kind; done
+        kill $!; wait $!; {server} --clean
+        objects >"$0/after"; diff "$0/before" "$0/after"
+        """
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            ["unshare", "--ipc", "--mount", "sh", "-ec", script, folder],
+            capture_output=True, text=True, env=ENV, timeout=60,
+        )  # fmt: skip
+    assert (done.stderr, done.returncode) == ("", 0)
+    lines = [" ".join(line.split()[:2]) for line in done.stdout.splitlines()]
+    assert lines.pop() == f"removed {pair.thing}"
+    name = pair.name[1:]
+    assert (
+        lines
+        == {
+            ("posix", "msq"): [f"/dev/mqueue/{name}"],
+            ("posix", "shm"): [f"/dev/shm/{name}"],
+            ("posix", "sem"): [f"/dev/shm/sem.{name}"],
+            ("sysv", "msq"): [f"msg {pair.key}"],
+            ("sysv", "shm"): [f"shm {pair.key}", f"sem {~pair.key}"],
+            ("sysv", "sem"): [f"sem {pair.key}"],
+        }[pair.api, pair.primitive]
+    )
+
+
+# "sem." stands before the name of a semaphore, and NAME_MAX is 255.
+@pytest.mark.parametrize("primitive, longest", [("msq", 255), ("shm", 255), ("sem", 251)])
+@pytest.mark.parametrize("letter", ["x", "\xeb"])
+def test_the_longest_name(make_pair, primitive, longest, letter):
+    room = longest - len(f"test-{os.getpid()}")
+    name = f"/test-{os.getpid()}" + letter * (room // len(letter.encode()))
+    name += "x" * (longest + 1 - len(name.encode()))
+    pair = make_pair("posix", primitive, name=name)
+    with pair.server() as server:
+        server.wait_line(f"start {TITLE[primitive]} server: {name}")
+        options = ["-c1"] if primitive == "msq" else []
+        done = pair.client(*options, stdin="text\n")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert server.stop() == 0
+    assert pair.run("server", "--clean").stdout == f"removed {name}\n"
+    for side in ("server", "client"):
+        done = Pair("posix", primitive, name=f"{name}x").run(side)
+        assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    "primitive, option, line",
+    [("sem", "--value", "--value is now 2, not 0")]
+    + [(primitive, "--mode", "--mode is 600, not 0") for primitive in PRIMITIVES],
+)
+def test_a_nothing_that_differs_is_said(make_pair, api, primitive, option, line):
+    """0 is a value like any other, and not an option that was left out."""
+    pair = make_pair(api, primitive)
+    with pair.server() as server:
+        with pair.server(option, "0") as second:
+            second.wait_line("start")
+            assert second.stop() == 0
+        assert server.stop() == 0
+    assert second.err == [f"{pair.script('server')}: {pair.thing}: {line}"]
+
+
+def test_a_mode_of_nothing(pair):
+    """Whoever makes an object may use it, whatever its mode; the next one needs root."""
+    if (pair.api, pair.primitive) == ("sysv", "msq") and os.geteuid() != 0:
+        pytest.skip("needs root: System V looks at the mode at every call")
+    with pair.server("--mode", "0") as server:
+        server.wait_line("start")
+        if os.geteuid() == 0:
+            assert mode_of(pair) == 0
+        assert server.stop() == 0
+    assert server.err == []
+
+
+def test_systemd_is_told_when_the_object_is_there(pair, tmp_path):
+    """By a datagram, READY=1, to a path or to an abstract address (unix(7))."""
+    for address in (str(tmp_path / "notify"), f"@{pair.name[1:]}"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.bind(address.replace("@", "\0"))
+            listener.settimeout(PATIENCE)
+            with pair.server(env={**ENV, "NOTIFY_SOCKET": address}) as server:
+                assert listener.recv(100) == b"READY=1"
+                assert pair.exists()
+                assert server.stop() == 0
+        assert server.err == []
+        pair.remove_all()
+
+
+@pytest.mark.parametrize("address", ["/no/such/socket", "@nobody-listens", "nonsense", "@"])
+def test_nobody_listens_for_the_start(make_pair, address):
+    pair = make_pair("posix", "shm")
+    with pair.server(env={**ENV, "NOTIFY_SOCKET": address}) as server:
+        server.wait_line("start")
+        assert server.stop() == 0
+    assert server.err == []
+    assert server.out[-1] == pair.end_line
+
+
+@needs("strace")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_the_start_line_and_the_loop(pair, number):
+    """strace(1) holds the server up after the write(2) of its start line."""
+    hold = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=write:delay_exit=500000"]
+    with Process([*hold, *pair.argv("server")]) as strace:
+        until(lambda: strace.out, "the start line")
+        server = int(Path(f"/proc/{strace.pid}/task/{strace.pid}/children").read_text())
+        os.kill(server, number)
+        assert strace.wait(5) == 0
+    assert strace.out[-1] == pair.end_line
+
+
+@needs("strace")
+def test_a_removal_right_after_the_start_line(pair):
+    """strace(1) holds the server up; it knows which object it opened, whatever is there now."""
+    hold = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=write:delay_exit=300000"]
+    option = [] if pair.primitive == "msq" else ["-i60"]
+    with Process([*hold, *pair.argv("server", *option)]) as strace:
+        until(lambda: strace.out, "the start line")
+        pair.remove()
+        assert strace.wait(5) == 1
+    assert len(strace.err) == 1
+    assert strace.err[0].startswith(f"{pair.script('server')}: {pair.thing}: ")
+
+
+def test_a_removal_and_another_object_right_after_the_start_line(pair):
+    for _ in range(3):
+        option = [] if pair.primitive == "msq" else ["-i60"]
+        with pair.server(*option) as server:
+            pair.remove()
+            pair.client(*(["-c1"] if pair.primitive == "msq" else []), stdin="text\n")
+            assert server.wait(5) == 1
+        assert len(server.err) == 1
+        pair.remove_all()
+
+
+def test_json_and_a_closed_standard_error(msq):
+    """What the server says of itself is nowhere then, and not among the messages."""
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *msq.argv("server", "--json", "-c2")]
+    with Process(shell) as server:
+        until(msq.exists, "the queue")
+        msq.client("--stdin", "-q", stdin="1\n2\n")
+        assert server.wait() == 0
+    assert server.out == ["1", "2"]
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_standard_output_that_does_not_wait(msq, unbuffered):
+    """Somebody who shares it made it non-blocking: node and ssh do. Every message is printed."""
+    count = 2000
+    environment = {**ENV, "PYTHONUNBUFFERED": "1"} if unbuffered else ENV
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    server = subprocess.Popen(
+        msq.argv("server", f"-c{count}"), stdout=writer, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(writer)
+    with msq.start("client", "-i0", "-q", f"-c{count}") as client, open(reader) as lines:
+        time.sleep(0.5)  # in which it fills the pipe, and cannot go on
+        printed = [line.partition(" ")[2].rstrip() for line in lines]
+        assert client.wait() == 0
+    assert server.wait(PATIENCE) == 0
+    assert server.stderr.read() == b""
+    server.stderr.close()
+    assert printed[1:-1] == [f"{{'count': {n + 1}}}" for n in range(count)]
 
 
 BAD_NAMES = ["test", "", "/", "/a/b", "/" + "x" * 256, "//x"]
@@ -205,35 +399,65 @@ def test_a_bad_name_or_key_is_wrong_usage(script):
 
 
 @pytest.mark.parametrize(
-    "primitive, side, options",
+    "primitive, side, options, line",
     [
-        ("msq", "server", ["-c-1"]),
-        ("msq", "server", ["--count", "x"]),
-        ("msq", "client", ["-c-1"]),
-        ("msq", "client", ["-i-1"]),
-        ("msq", "client", ["-i", "nan"]),
-        ("msq", "client", ["-i", "inf"]),
-        ("shm", "server", ["-i-0.1"]),
-        ("shm", "server", ["-c-1"]),
-        ("shm", "server", ["--size", "0"]),
-        ("shm", "server", ["--size=-1"]),
-        ("shm", "client", ["--size", "0"]),
-        ("sem", "server", ["-i-1"]),
-        ("sem", "server", ["--value=-1"]),
-        ("sem", "server", ["--value", "99999999999"]),
-        ("sem", "client", ["-t-1"]),
-        ("sem", "client", ["-t", "1", "-w"]),
-        ("sem", "client", ["-r", "--", "true"]),
-        ("sem", "server", ["--mode", "888"]),
-        ("shm", "server", ["--mode", "1000"]),
+        ("msq", "server", ["-c-1"], "argument -c/--count: -1 is not from 0 to 1000000000000"),
+        ("msq", "server", ["-c", "1000000000001"], "argument -c/--count: 1000000000001 is not"),
+        ("msq", "server", ["--count", "x"], "argument -c/--count: invalid "),
+        ("msq", "client", ["-c-1"], "argument -c/--count: -1 is not from 0 to 1000000000000"),
+        ("msq", "client", ["-i-1"], "argument -i/--interval: -1 is not from 0 to 1000000000"),
+        ("msq", "client", ["-i", "nan"], "argument -i/--interval: nan is not from 0 to 1000000000"),
+        ("msq", "client", ["-i", "inf"], "argument -i/--interval: inf is not from 0 to 1000000000"),
+        ("shm", "server", ["-i-0.1"], "argument -i/--interval: -0.1 is not from 0 to 1000000000"),
+        ("shm", "server", ["-c-1"], "argument -c/--count: -1 is not from 0 to 1000000000000"),
+        ("shm", "server", ["--size", "0"], "argument --size: 0 is not from 1 to "),
+        ("shm", "server", ["--size=-1"], "argument --size: -1 is not from 1 to "),
+        ("shm", "client", ["--size", "0"], "argument --size: 0 is not from 1 to "),
+        ("sem", "server", ["-i-1"], "argument -i/--interval: -1 is not from 0 to 1000000000"),
+        ("sem", "server", ["--value=-1"], "argument --value: -1 is not from 0 to "),
+        ("sem", "server", ["--value", "99999999999"], "argument --value: 99999999999 is not from"),
+        ("sem", "client", ["--value=-1"], "argument --value: -1 is not from 0 to "),
+        ("sem", "client", ["-t-1"], "argument -t/--timeout: -1 is not from 0 to 1000000000"),
+        ("sem", "client", ["-t", "1", "-w"], "argument -w/--wait: not allowed with argument -t"),
+        ("sem", "client", ["-r", "--", "true"], "only one of -r"),
+        ("sem", "client", ["--"], "COMMAND"),
+        ("sem", "server", ["--mode", "888"], "argument --mode: invalid "),
+        ("shm", "server", ["--mode", "1000"], "argument --mode: 1000 is not from 0 to 777"),
+        ("shm", "server", ["--mode=-1"], "argument --mode: -1 is not from 0 to 777"),
     ],
 )
 @pytest.mark.parametrize("api", APIS)
-def test_wrong_usage_makes_nothing(make_pair, api, primitive, side, options):
+def test_wrong_usage_makes_nothing(make_pair, api, primitive, side, options, line):
     pair = make_pair(api, primitive)
     done = pair.run(side, *options)
-    assert done.returncode == 2
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: ")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"{pair.script(side)}: error: ")
+    assert line in last
+    assert pair.run("server", "--clean").stdout.startswith("nothing to remove")
+
+
+@pytest.mark.parametrize(
+    "pair_of, side, options, line",
+    [
+        (("posix", "msq"), "server", ["--max-messages", "0"], "0 is not from 1 to"),
+        (("posix", "msq"), "server", ["--max-message-size", "0"], "0 is not from 1 to"),
+        (("posix", "msq"), "client", ["-p", "32768"], "32768 is not from 0 to 32767"),
+        (("posix", "msq"), "client", ["-t-1"], "-1 is not from 0 to 1000000000"),
+        (("sysv", "msq"), "client", ["--type", "0"], "0 is not from 1 to "),
+        (("sysv", "sem"), "client", ["--by", "0"], "0 is not from 1 to 32767"),
+        (("sysv", "sem"), "client", ["--by", "32768"], "32768 is not from 1 to 32767"),
+        (("sysv", "sem"), "server", ["--value", "32768"], "32768 is not from 0 to 32767"),
+        (("sysv", "sem"), "client", ["-r", "--zero"], "only one of -r"),
+        (("sysv", "sem"), "client", ["--zero", "--", "true"], "only one of -r"),
+    ],
+)
+def test_wrong_usage_of_what_one_api_has(make_pair, pair_of, side, options, line):
+    pair = make_pair(*pair_of)
+    done = pair.run(side, *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line in done.stderr.splitlines()[-1]
     assert pair.run("server", "--clean").stdout.startswith("nothing to remove")
 
 

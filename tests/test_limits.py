@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import sys
 
 import pytest
 from conftest import ENV, Pair, in_namespaces, needs, readme
@@ -168,3 +169,49 @@ def test_the_maximum_of_a_semaphore(make_pair):
     pair.client()
     refused(pair.client("-r", "--by", 32767), pair, "client", "SEMVMX", "32767")
     assert pair.run("server", "--value", 32768).returncode == 2
+
+
+@in_namespaces
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_shmmax(make_pair, side):
+    """Nothing is left of it, not even the lock."""
+    pair = make_pair("sysv", "shm")
+    done = within(
+        "--ipc", "echo 10000 > /proc/sys/kernel/shmmax",
+        f"{command(pair, side, '--size', 10001)} || status=$?",
+        "sed -s 1d /proc/sysvipc/shm /proc/sysvipc/sem; exit $status",
+    )  # fmt: skip
+    assert done.stdout == ""
+    refused(done, pair, side, "kernel.shmmax")
+
+
+@in_namespaces
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_what_has_no_room_is_left_to_its_maker(make_pair, side):
+    """An empty segment is somebody's who is about to size it: it is not removed."""
+    pair = make_pair("posix", "shm")
+    small = "mount -t tmpfs -o size=64k,mode=1777 tmpfs /dev/shm"
+    done = within(
+        "--mount", small, f"touch /dev/shm{pair.name}",
+        f"{command(pair, side, '--size', 10**6)} 2>/dev/null && exit 9",
+        f"test -e /dev/shm{pair.name}",
+        f"echo text | {command(pair, 'client', '--size', 5000)}",
+        command(pair, "server", "-c1"), f"stat -c %s /dev/shm{pair.name}",
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[2].endswith(" text")
+    assert done.stdout.splitlines()[-1] == "5000"
+
+
+@in_namespaces
+def test_a_queue_whose_size_was_lowered_under_a_long_message(make_pair):
+    """msg_qbytes less than what is in the queue: the server takes it nevertheless."""
+    pair = make_pair("sysv", "msq")
+    change = "import sys, sysv_ipc; sysv_ipc.MessageQueue(int(sys.argv[1])).max_size = 10"
+    done = within(
+        "--ipc",
+        f"""printf '"%0500d"' 0 | {command(pair, "client", "--stdin", "-q")}""",
+        shlex.join([sys.executable, "-c", change, str(pair.key)]),
+        command(pair, "server", "-c1", "--json"),
+    )
+    assert (done.returncode, done.stdout) == (0, f'"{0:0500d}"\n')

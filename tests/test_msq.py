@@ -8,7 +8,7 @@ import time
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, needs, until
+from conftest import ENV, Pair, needs, state, until, waits_in
 
 JSON_LINES = ['{"count": 1}', "[1, 2.5, null]", '"hello"', "true", '{"name": "Zoë"}', "-0"]
 
@@ -309,3 +309,41 @@ def test_a_message_costs_the_server_one_receive_and_one_write(msq, tmp_path):
     assert calls.count("write") == 201
     # Interruptions by the timer apart, which do not grow with the messages.
     assert len(others) <= 20, others
+
+
+def test_a_client_that_waits_for_room_in_a_queue_that_is_removed(msq):
+    count = 11 if msq.api == "posix" else 2000
+    with msq.start("client", f"-c{count}", "-i0") as client:
+        until(lambda: len(client.out) >= 10)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits")
+        msq.remove()
+        assert client.wait(5) == 1
+    assert len(client.err) == 1
+    assert client.err[0].startswith(f"{msq.script('client')}: {msq.thing}: ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_while_a_client_waits_for_room(msq, number):
+    count = 11 if msq.api == "posix" else 2000
+    with msq.start("client", f"-c{count}", "-i0") as client:
+        until(lambda: len(client.out) >= 10)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits")
+        assert client.stop(number, 5) in (-number, 128 + number)
+    assert client.err == []
+
+
+def test_stop_and_continue_while_a_client_waits_for_room(msq):
+    """Ctrl-Z and fg: what it waited with is sent once."""
+    count = 11 if msq.api == "posix" else 2000
+    with msq.start("client", f"-c{count}", "-i0") as client:
+        until(lambda: len(client.out) >= 10)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits")
+        client.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(client.pid) == "T")
+        client.popen.send_signal(signal.SIGCONT)
+        until(lambda: waits_in(client.pid, "mq_timedsend", "msgsnd"), "it waits again")
+        with msq.server(f"-c{count}") as server:
+            assert server.wait() == 0
+        assert client.wait() == 0
+    assert client.err == []
+    assert server.texts[1:-1] == [f"{{'count': {n + 1}}}" for n in range(count)]

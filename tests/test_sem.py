@@ -5,10 +5,11 @@ import shlex
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import ENV, Pair, Process, needs, until, waits_in
+from conftest import ENV, Pair, Process, needs, state, until, waits_in
 
 
 def value(pair: Pair) -> int:
@@ -77,6 +78,7 @@ def test_a_wait_survives_stop_and_continue(sem):
     with sem.start("client", "-w") as client:
         until(lambda: waiting(client.pid))
         client.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(client.pid) == "T")
         client.popen.send_signal(signal.SIGCONT)
         until(lambda: waiting(client.pid))
         sem.client("-r")
@@ -294,3 +296,70 @@ def test_a_posix_semaphore_that_somebody_truncated(make_pair, size):
             done = pair.run(side)
             assert done.returncode == 1
             assert "is not a semaphore" in done.stderr
+
+
+def test_a_client_that_waits_for_a_semaphore_that_is_removed(sem):
+    with sem.server("--value", "0") as server:
+        server.wait_line("semaphore: 0")
+    with sem.start("client", "-w") as client:
+        until(lambda: waiting(client.pid))
+        sem.remove()
+        assert client.wait(5) == 1
+    assert len(client.err) == 1
+    assert client.err[0].startswith(f"{sem.script('client')}: {sem.thing}: ")
+
+
+def test_a_time_limit_survives_stop_and_continue(sem):
+    sem.client()
+    sem.client()
+    with sem.start("client", "-t60") as client:
+        until(lambda: waiting(client.pid))
+        client.popen.send_signal(signal.SIGSTOP)
+        until(lambda: state(client.pid) == "T")
+        client.popen.send_signal(signal.SIGCONT)
+        until(lambda: waiting(client.pid))
+        sem.client("-r")
+        assert client.wait() == 0
+    assert (client.out, client.err) == (["semaphore: 0"], [])
+
+
+def test_a_client_makes_it_with_the_value_that_is_given(sem):
+    assert sem.client("--value", "5").stdout == "semaphore: 4\n"
+    done = sem.client("--value", "7")
+    assert done.stdout == "semaphore: 3\n"
+    assert done.stderr == f"{sem.script('client')}: {sem.thing}: --value is now 4, not 7\n"
+
+
+def test_a_client_makes_it_with_the_value_0(sem):
+    done = sem.client("--value", "0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{sem.script('client')}: {sem.thing}: Semaphore is busy\n"
+    assert value(sem) == 0
+
+
+def test_the_start_line_shows_the_value_that_it_has(sem):
+    sem.client()
+    with sem.server() as server:
+        server.wait_line("semaphore: 1")
+    assert server.out[0] == f"start semaphore server: {sem.thing} size: 1"
+
+
+def test_the_kernel_gives_back_what_a_command_held_that_was_killed(sysv):
+    """The client has become the command, so there is one process to kill."""
+    with sysv.start("client", "--", "sleep", "60") as client:
+        until(lambda: sysv.exists() and value(sysv) == 1)
+        until(lambda: Path(f"/proc/{client.pid}/comm").read_text() == "sleep\n")
+        client.stop(signal.SIGKILL)
+    assert value(sysv) == 2
+
+
+def test_a_command_starts_as_its_caller_would_have_started_it(sem):
+    """No signal ignored or blocked, no timer, nothing open but the three descriptors."""
+    show = "grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l"
+    done = sem.client("--", "sh", "-c", show)
+    direct = subprocess.run(
+        ["sh", "-c", show], env=ENV, capture_output=True, text=True, input="", timeout=20
+    )
+    assert done.stdout == direct.stdout
+    done = sem.client("--", "sleep", "2")  # longer than any time limit inside
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,13 +3,27 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ENV, PAIRS, SCRIPTS, Pair, Process, as_user, in_namespaces, readme
+from conftest import (
+    ENV,
+    PAIRS,
+    SCRIPTS,
+    Pair,
+    Process,
+    as_user,
+    in_namespaces,
+    needs,
+    readme,
+    state,
+    until,
+)
 
 pytestmark = in_namespaces  # which needs the capabilities that let root become others
 
@@ -174,3 +188,74 @@ def test_the_owner_is_never_taken_from_a_client(pair, run_as):
     assert run_as(pair, ALICE, "client", *once(pair)).returncode == 0
     done = run_as(pair, 0, "client", *once(pair))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("mode", ["400", "600"])
+@pytest.mark.parametrize("primitive", ["msq", "shm"])
+def test_an_ordinary_user_starts_a_server_twice(make_pair, api, primitive, mode, argv_of):
+    """With mode 400 too, which lets the owner read and no more: that is all that a server does."""
+    pair = make_pair(api, primitive)
+    for _ in range(2):
+        with Process(argv_of(pair, ALICE, "server", "--mode", mode), cwd="/") as server:
+            server.wait_line("start")
+            assert server.stop() == 0
+        assert server.err == []
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_who_was_not_let_in_leaves_nothing(make_pair, side, run_as):
+    """A segment of Alice's that has no lock yet: Bob's script makes none that would be his."""
+    pair = make_pair("sysv", "shm")
+    program = (
+        "import os, sys, sysv_ipc; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
+        "sysv_ipc.SharedMemory(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode=0o600, size=4096)"
+    )
+    argv = [sys.executable, "-c", program, str(ALICE), str(pair.key)]
+    subprocess.run(argv, check=True, env=ENV, cwd="/")
+    assert run_as(pair, BOB, side).returncode == 1
+    assert not pair.lock.exists()
+    assert run_as(pair, ALICE, "client").returncode == 0
+    assert run_as(pair, ALICE, "server", "--clean").stdout == f"removed {pair.thing}\n"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_another_users_lock(make_pair, mode, run_as):
+    """Bob made it before: a server of Alice's that used it could be held up by him for ever."""
+    pair = make_pair("sysv", "shm")
+    program = (
+        "import os, sys, sysv_ipc; os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]));"
+        f"sysv_ipc.Semaphore(int(sys.argv[2]), sysv_ipc.IPC_CREX, mode={mode}).release()"
+    )
+    argv = [sys.executable, "-c", program, str(BOB), str(pair.lock.key)]
+    subprocess.run(argv, check=True, env=ENV, cwd="/")
+    done = run_as(pair, ALICE, "server", "-c1")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"sysv_shm_server: {pair.key}: ")
+    assert f"belongs to uid {BOB}" in done.stderr or "ermission" in done.stderr
+
+
+def test_a_segment_that_others_may_write_has_a_lock_that_they_may_take(make_pair, api, run_as):
+    pair = make_pair(api, "shm")
+    assert run_as(pair, ALICE, "server", "--mode", "666", "-c1").returncode == 0
+    done = run_as(pair, BOB, "client", stdin="from Bob\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run_as(pair, ALICE, "server", "-c1")
+    assert done.stdout.splitlines()[1].endswith("from Bob")
+
+
+@needs("setpriv")
+def test_a_command_that_cannot_be_signalled_keeps_the_semaphore(make_pair):
+    """It changed its user, as sudo(8) does; root without CAP_KILL stands for an ordinary user."""
+    pair = make_pair("posix", "sem")
+    command = ["setpriv", f"--reuid={ALICE}", "--clear-groups", "sh", "-c", "echo $$; sleep 2"]
+    argv = ["setpriv", "--bounding-set=-kill", *pair.argv("client", "--", *command)]
+    with Process(argv, cwd="/") as client, contextlib.ExitStack() as stack:
+        until(lambda: client.out, "its pid")
+        client.popen.send_signal(signal.SIGTERM)
+        semaphore = stack.enter_context(pair.opened())
+        while Path(f"/proc/{client.out[0]}").exists() and state(int(client.out[0])) != "Z":
+            assert semaphore.value == 1
+            time.sleep(0.02)
+        client.wait()
+        assert semaphore.value == 2
+    assert client.err == []
