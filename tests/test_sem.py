@@ -355,7 +355,10 @@ def test_the_kernel_gives_back_what_a_command_held_that_was_killed(sysv):
 
 def test_a_command_starts_as_its_caller_would_have_started_it(sem):
     """No signal ignored or blocked, no timer, nothing open but the three descriptors."""
-    show = "grep -E '^Sig(Blk|Ign)' /proc/self/status; ls /proc/self/fd | wc -l"
+    # But for the signals 32 and 33, which glibc keeps for itself and posix_spawn(3) ignores.
+    show = (
+        "grep -E '^Sig(Blk|Ign)' /proc/self/status | sed s/18000/00000/; ls /proc/self/fd | wc -l"
+    )
     done = sem.client("--", "sh", "-c", show)
     direct = subprocess.run(
         ["sh", "-c", show], env=ENV, capture_output=True, text=True, input="", timeout=20
