@@ -239,7 +239,10 @@ def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
         assert server.texts[-1] == shm.end_line
         with shm.start("client", stdin=subprocess.PIPE) as other:  # waits, and can be ended
             other.type("other\n")
-            until(lambda: waits_in(other.pid, "clock_nanosleep"), "it waits")
+            until(
+                lambda: waits_in(other.pid, "flock", "semop", "semtimedop", "clock_nanosleep"),
+                "it waits",
+            )
             assert other.stop(signal.SIGINT, timeout=5) in (-2, 130)
         client.stop(signal.SIGKILL)
         feed.join()
