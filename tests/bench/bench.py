@@ -33,7 +33,7 @@ import sysv_ipc
 HERE = Path(__file__).resolve().parent
 ENV = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
 NAME = f"/bench-{os.getpid()}"
-KEY = str(random.randrange(2**20, 2**31 - 1))
+KEY = str(2**20 + os.getpid() * 256)  # and the next ones, for more servers
 OBJECT = {"posix": ["-n", NAME], "sysv": ["-k", KEY]}
 APIS = {"posix": "POSIX", "sysv": "System V"}
 STOP = {signal.SIGINT, signal.SIGTERM}
@@ -965,7 +965,7 @@ def main() -> int:
         for python, (label, path) in itertools.product(args.python or [sys.executable], folders)
     ]
     noted: list[int] = []
-    with tempfile.TemporaryDirectory() as path:
+    with tempfile.TemporaryDirectory(prefix=f"{NAME[1:]}-") as path:
         folder = Path(path)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # until there is a group to end
         worker = multiprocessing.get_context("fork").Process(
