@@ -68,7 +68,7 @@ def nothing_left(pid: int) -> None:
     ],
 )
 def test_an_interrupted_bench_leaves_nothing(part, works):
-    with running("--only", part, "--rounds", "1") as bench:
+    with running("--only", part, "--rounds", "1000") as bench:
         mine = (f"bench-{bench.pid}", str(2**20 + bench.pid * 256))
         until(
             lambda: any(
@@ -83,7 +83,7 @@ def test_a_contestant_that_is_not_installed_is_left_out(tmp_path):
     for module in ("zmq", "redis"):
         (tmp_path / f"{module}.py").write_text("raise ImportError('not installed')\n")
     env = {**ENV, "PYTHONPATH": str(tmp_path)}
-    with running("--only", "messages", "--rounds", "1", env=env) as bench:
+    with running("--only", "messages", "--rounds", "1000", env=env) as bench:
         bench.wait_line("(zeromq is left out: ")
         bench.wait_line("(redis is left out: ")
         interrupt(bench)
