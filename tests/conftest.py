@@ -131,10 +131,22 @@ def needs_shm(mebibytes: int) -> None:
         pytest.skip(f"needs {mebibytes} MiB of room in /dev/shm (docker run --shm-size)")
 
 
+def pages() -> dict[str, str]:
+    """The text of each page, by its path in the checkout; the guide first."""
+    paths = [f"{folder}README.md" for folder in ("", "scripts/", "systemd/", "tests/", "tests/bench/")]
+    return {path: (ROOT / path).read_text() for path in paths if (ROOT / path).exists()}
+
+
 def readme() -> str:
-    """The text of all pages, the README first."""
-    pages = [ROOT / name / "README.md" for name in ("", "scripts", "systemd", "tests")]
-    return "\n".join(page.read_text() for page in pages if page.exists())
+    """The text of all pages, the guide first."""
+    return "\n".join(pages().values())
+
+
+# A block of code on a page, and the comment before it that says how it is tested.
+BLOCK = re.compile(
+    r"(?:<!-- test: (?P<mark>[^\n]*?) -->\n)?```(?P<kind>console|python|sh|c)\n(?P<text>.*?)```",
+    re.S,
+)
 
 
 # The interpreter may lie where another user cannot go, so it becomes that user when all that the
@@ -407,6 +419,36 @@ class Pair:
         self.remove()
         if (self.api, self.primitive) == ("sysv", "shm"):
             self.lock.remove()
+
+
+def copy_checkout(folder: Path) -> None:
+    """What a user of the scripts has, with the environment that is there already."""
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(SCRIPTS, folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+
+
+@pytest.fixture
+def apart() -> Iterator[list[str]]:
+    """What stands before a command that is to see no IPC objects but this test's own."""
+    if not may_unshare():
+        pytest.skip("needs root who may make namespaces, in which /test and 200 are nobody else's")
+    mounts = (
+        "mount -t tmpfs -o mode=1777 tmpfs /dev/shm; mkdir -p /dev/mqueue;"
+        "mount -t mqueue mqueue /dev/mqueue; echo ready; read _ || true"
+    )
+    spaces = subprocess.Popen(
+        ["unshare", "--mount", "--ipc", "sh", "-ec", mounts],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert spaces.stdin and spaces.stdout
+    assert spaces.stdout.readline() == b"ready\n"
+    yield ["nsenter", "-t", str(spaces.pid), "--mount", "--ipc"]
+    spaces.stdin.close()
+    spaces.stdout.close()
+    spaces.wait(PATIENCE)
 
 
 @pytest.fixture

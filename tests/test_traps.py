@@ -1,4 +1,4 @@
-"""The traps of the README: its own lines, wrong and right, run on objects of a test's own."""
+"""The traps of the pages: their own lines, wrong and right, run on objects of a test's own."""
 
 import contextlib
 import os
@@ -11,9 +11,8 @@ import textwrap
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, ROOT, Process, needs, until
+from conftest import ENV, Process, needs, pages, until
 
-README = (ROOT / "README.md").read_text()
 IMPORTS = """\
 import contextlib, fcntl, mmap, multiprocessing.shared_memory, os, posix_ipc, resource, signal
 import sys, sysv_ipc, time
@@ -25,7 +24,9 @@ as_root = pytest.mark.skipif(
 
 def lines(title: str, pair) -> tuple[str, str]:
     """The wrong and the right lines of a trap, with this test's name and key in them."""
-    section = re.search(rf"(?ms)^### {re.escape(title)}\n(.*?)(?=^##)", README)[1]
+    [section] = re.findall(
+        rf"(?ms)^### {re.escape(title)}\n(.*?)(?=^##|\Z)", "\n# \n".join(pages().values())
+    )
     wrong, right = re.findall(r"(?s)```python\n(.*?)```", section)
     assert "# wrong" in wrong
     assert "# wrong" not in right

@@ -20,7 +20,7 @@ from conftest import (
     as_user,
     in_namespaces,
     needs,
-    readme,
+    pages,
     state,
     until,
 )
@@ -91,9 +91,8 @@ def test_mode_600_keeps_another_user_out(pair, run_as):
         assert "ermission" in done.stderr
         assert ("ls -l /dev/" if pair.api == "posix" else "ipcs -") in done.stderr
         shown = "/test" if pair.api == "posix" else "200"
-        assert (
-            done.stderr.strip().replace(pair.thing, shown).replace("server", "client") in readme()
-        )
+        line = done.stderr.strip().replace(pair.thing, shown).replace("server", "client")
+        assert f"``{line}``" in pages()["scripts/README.md"]
     done = run_as(pair, BOB, "server", "--clean")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
