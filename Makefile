@@ -96,13 +96,14 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 
 # The shell waits for both, since only a shell that waits can end them at once when it is told to.
 # What it runs in the background has no standard input, unless it is kept open under another number.
-# The client of a queue is quiet (-q), so that each message is shown once, by the server.
+# Each message is shown once, by the server: the client of a queue is quiet, and the server of a
+# segment prints a text when it changes.
 .PHONY: $(PAIRS)
 $(PAIRS): setup
 	@exec 3<&0; server= client=; \
 	trap "trap '' INT TERM HUP; kill \$$client \$$server 2>/dev/null; wait" EXIT; \
 	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; \
-	$(call script,$@-server) & server=$$!; sleep 1; \
+	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \
 	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & client=$$!; \
 	wait $$client; status=$$?; client=; sleep 1; exit $$status
 
@@ -134,7 +135,8 @@ is-set-up = cmp -s requirements.txt $(venv)/.setup && \
 	$(python) -c 'import posix_ipc, sysv_ipc' 2>/dev/null
 # Only one at a time: the lock is on the open file 9, and lasts as long as the shell.
 lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
-# pip writes its RECORD last, so a pip without it is one that was interrupted.
+# pip writes a RECORD last, so a pip without it is one that was interrupted; of a package that pip
+# left half-way it would say that it is there already, unless it is told to install it again.
 has-pip = $(python) -c 'import importlib.metadata as m, sys; \
 	sys.exit(sys.version_info < (3, 10) or not m.distribution("pip").read_text("RECORD"))' 2>/dev/null
 pip-install = $(python) -m pip install --quiet --disable-pip-version-check --no-input -r
@@ -157,7 +159,7 @@ setup:
 		if [ -e $(venv)/pyvenv.cfg ]; then \
 		rm -rf $(venv)/bin/python* $(venv)/lib/python*/site-packages/pip*; fi; \
 		$(PYTHON) -m venv $(venv) || fail 'no environment could be made in' $(venv); fi; \
-	$(pip-install) requirements.txt && $(python) -c 'import posix_ipc, sysv_ipc' || \
+	$(pip-install) requirements.txt --force-reinstall && $(python) -c 'import posix_ipc, sysv_ipc' || \
 		fail 'the two packages could not be installed: pip needs the network, and where PyPI has no' \
 		'wheel for this Python a C compiler and its headers (Debian: apt-get install gcc python3-dev)'; \
 	cp requirements.txt $(venv)/.setup; }; }

@@ -45,7 +45,7 @@ key = number("1", "2147483647", partial(int, base=0))  # 0 is IPC_PRIVATE: at ev
 def name(text: str, longest: int = 255) -> str:
     if text.rfind("/") == 0 and 1 <= len(os.fsencode(text[1:])) <= longest:
         return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not like '/test': a slash, 1 to {longest} bytes")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to {longest} bytes: /test is")
 
 
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:

@@ -113,13 +113,14 @@ def main() -> int:
     add("-r", "--release", action="store_true", help="give one back (default: take one)")
     wait("-t", "--timeout", type=common.seconds, default=0, metavar="SECONDS", help="to wait (0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    add("--value", type=common.positive, metavar="N", help="of a new semaphore (default: 2)")
+    value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
+    add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
     add("command", nargs="*", type=misplaced, metavar="-- COMMAND", help="hold one while it runs")
     dashes = [*sys.argv, "--"].index("--")
     args = parser.parse_args(sys.argv[1:dashes])
     command = sys.argv[dashes + 1 :]
     if dashes == len(sys.argv) - 1 or (args.release and command):
-        parser.error("a command must follow --, and -r takes none")
+        parser.error("-- wants a COMMAND, and only one of -r and a COMMAND goes")
     heeded: set[int] = {n for n in STOP if signal.getsignal(n) != signal.SIG_IGN}
     stop = common.stop_signals(heeded)
     try:

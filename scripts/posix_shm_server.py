@@ -33,11 +33,11 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
             break
         os.stat("/dev/shm")  # an error where that is missing
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # just removed
-            file = os.stat(f"/dev/shm{name}")
-            if file.st_uid != os.geteuid():
-                raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")
-            segment = posix_ipc.SharedMemory(name, read_only=file.st_size > 0)
+            segment = posix_ipc.SharedMemory(name, read_only=os.stat(f"/dev/shm{name}").st_size > 0)
             break
+    owner = os.fstat(segment.fd).st_uid
+    if owner != os.geteuid():
+        raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
     if os.fstat(segment.fd).st_size == 0:
         with locked(segment):
             if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster

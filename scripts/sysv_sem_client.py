@@ -26,13 +26,16 @@ import sysv_ipc
 
 
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there; mode and value (over 0) are a new one's.
+    """Make the semaphore, or open the one that is there; mode and value are a new one's.
     Raises TimeoutError for one whose creator died before it had its value (W. Richard Stevens, UNIX
     Network Programming 2, section 11.2; TLPI, section 47.5)."""
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
-            new.release(delta=value)  # one semop(2) sets both the value and o_time
+            if value:
+                new.release(delta=value)  # one semop(2) sets both the value and o_time
+            else:
+                new.Z()
             new.mode = mode
         with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
             semaphore = sysv_ipc.Semaphore(key)
@@ -111,19 +114,19 @@ def main() -> int:
     add("--undo", action="store_true", help="let the kernel undo it at the exit (SEM_UNDO)")
     wait("-t", "--timeout", type=common.seconds, default=0, metavar="SECONDS", help="to wait (0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    add("--value", type=common.number("1", "32767"), metavar="N", help="of a new semaphore (2)")
+    add("--value", type=common.number("0", "32767"), metavar="N", help="of a new semaphore (2)")
     add("command", nargs="*", type=misplaced, metavar="-- COMMAND", help="hold one while it runs")
     dashes = [*sys.argv, "--"].index("--")
     args = parser.parse_args(sys.argv[1:dashes])
     command = sys.argv[dashes + 1 :]
     if dashes == len(sys.argv) - 1 or args.release + args.zero + bool(command) > 1:
-        parser.error("a command must follow --; and only one of it, -r and --zero")
+        parser.error("-- wants a COMMAND, and only one of -r, --zero and a COMMAND goes")
     thing = args.key
     try:
         if args.release:
             semaphore = sysv_ipc.Semaphore(args.key)
         else:
-            semaphore = open_semaphore(args.key, value=args.value or 2)
+            semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
         if args.value not in (None, semaphore.value):
             common.complain(args.key, f"--value is now {semaphore.value}, not {args.value}")
         semaphore.undo = args.undo or bool(command)

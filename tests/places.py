@@ -6,6 +6,7 @@ Each is made by namespaces, on a machine that has everything: nothing of the mac
 what is left in the place when its tests have ended is an error.
 """
 
+import contextlib
 import os
 import resource
 import shlex
@@ -95,11 +96,11 @@ def enter(name: str, command: list[str]) -> list[str]:
     if place.capabilities:
         bounding = "-all,+" + place.capabilities.replace(",", ",+")
         command = ["setpriv", "--inh-caps=-all", f"--bounding-set={bounding}", *command]
+    # What is no regular file is no program to a shell.
+    script += [f"mount --bind /dev/null {shlex.quote(path)}" for path in files(place.hidden)]
     if place.chroot:
         script.append("mount -t tmpfs tmpfs /mnt; mkdir /mnt/root; mount --rbind / /mnt/root")
         command = ["chroot", "/mnt/root", "env", "-C", os.getcwd(), *command]
-    # What is no regular file is no program to a shell.
-    script += [f"mount --bind /dev/null {shlex.quote(path)}" for path in files(place.hidden)]
     script += [f"status=0; {shlex.join(command)} || status=$?", LOOK]
     flags = "--mount --ipc --pid --fork --mount-proc --kill-child"
     return ["unshare", *flags.split(), "sh", "-ec", "\n".join(script)]
@@ -113,7 +114,8 @@ def main() -> None:
         if name not in PLACES:
             sys.exit(f"make test-bare: PLACE={name} is none of {', '.join(PLACES)}")
     # The kernel counts a user's queues over the whole machine, so that other places have a part.
-    resource.setrlimit(resource.RLIMIT_MSGQUEUE, (resource.RLIM_INFINITY,) * 2)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_MSGQUEUE, (resource.RLIM_INFINITY,) * 2)
     environment = {key: value for key, value in os.environ.items() if key != "CI"}  # may skip
     tests = [sys.executable, "-m", "pytest", "-q", "-n", "4", "--dist", "loadgroup", "tests"]
     failed = []

@@ -1,7 +1,6 @@
 """Storms: servers stopped and killed, writers killed, fifty starts at once, peers that freeze."""
 
 import itertools
-import os
 import random
 import re
 import signal
@@ -240,7 +239,10 @@ def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
         assert server.texts[-1] == shm.end_line
         with shm.start("client", stdin=subprocess.PIPE) as other:  # waits, and can be ended
             other.type("other\n")
-            until(lambda: waits_in(other.pid, "flock", "semop", "semtimedop"), "it waits")
+            until(
+                lambda: waits_in(other.pid, "flock", "semop", "semtimedop", "clock_nanosleep"),
+                "it waits",
+            )
             assert other.stop(signal.SIGINT, timeout=5) in (-2, 130)
         client.stop(signal.SIGKILL)
         feed.join()
@@ -265,20 +267,16 @@ def test_a_frozen_sender_and_a_frozen_holder(make_pair, api):
         server.wait_line("semaphore: 0")
         assert server.stop(timeout=5) == 0
         frozen.popen.send_signal(signal.SIGCONT)
-        assert frozen.stop() == 143
+        assert frozen.stop() in (143, -15)  # the System V client has become the command
 
 
-@needs("pgrep")
 def test_a_holder_that_is_killed(sem):
     """The kernel gives back a System V semaphore, and not a POSIX one: `-r` does."""
     with sem.server("-i0.01") as server:
         for _ in range(rounds(3)):
             with sem.start("client", "--", "sh", "-c", "echo held; exec sleep 60") as client:
                 client.wait_line("held")
-                child = int(subprocess.check_output(["pgrep", "-P", str(client.pid)]))
-                os.kill(client.pid, signal.SIGKILL)
-                os.kill(child, signal.SIGKILL)
-                client.wait()
+            # The way out of the context has killed the client, and the command with it.
             if sem.api == "posix":
                 until(lambda: server.texts[-1] == "semaphore: 1")
                 assert sem.client("-r").stdout == "semaphore: 2\n"
@@ -337,9 +335,9 @@ def test_fifty_segment_starts_at_once(shm):
 @needs("strace")
 @pytest.mark.parametrize("primitive", ["sem", "shm"])
 def test_a_creator_that_is_held_up_is_waited_for(make_pair, primitive):
-    """The window between semget(2) and semop(2), opened wide with strace(1)."""
+    """The window between semget(2) and semop(2), opened wide by strace(1)."""
     pair = make_pair("sysv", primitive)
-    inject = "inject=semctl,semop:delay_enter=400000"
+    inject = "inject=semget:delay_exit=400000"
     side, stdin = "client", "text\n"
     slow = subprocess.Popen(
         ["strace", "-o", "/dev/null", "-e", inject, *pair.argv(side)],

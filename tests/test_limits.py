@@ -16,7 +16,7 @@ def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *word
     for word in words:
         assert word in done.stderr, done.stderr
     # A reader who searches the README for the line finds it.
-    reason = done.stderr.partition(f"{pair.thing}: ")[2].strip()
+    reason = done.stderr.partition(f"{pair.thing}: ")[2].strip().replace(pair.thing, "200")
     assert f": {reason}`" in readme() or f": {reason}\n" in readme(), reason
 
 

@@ -1,17 +1,46 @@
 """The Makefile, as its user runs it: from a clone, in a folder with a space in its name."""
 
+import functools
+import json
 import os
+import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import ENV, PAIRS, ROOT, TITLE, Pair, needs, until
+from conftest import (
+    ENV,
+    PAIRS,
+    ROOT,
+    TITLE,
+    Pair,
+    in_namespaces,
+    needs,
+    readme,
+    rounds,
+    until,
+)  # fmt: skip
 
 NAMES = ["-".join(pair) for pair in PAIRS]
+# What each target has, besides PYTHON and VENV.
+QUEUE, SEGMENT = {"COUNT", "INTERVAL", "ARGS"}, {"COUNT", "INTERVAL", "ARGS"}
+HAS = {
+    "msq-server": {"COUNT", "ARGS"}, "msq-client": QUEUE, "msq": QUEUE,
+    "shm-server": SEGMENT, "shm-client": {"ARGS"}, "shm": SEGMENT,
+    "sem-server": {"INTERVAL", "ARGS"}, "sem-client": {"ARGS"}, "sem": {"INTERVAL", "ARGS"},
+    "msq-clean": set(), "shm-clean": set(), "sem-clean": set(),
+}  # fmt: skip
+VALUES = {
+    "NAME": "/a name", "KEY": "0x12d", "COUNT": "7", "INTERVAL": "0.25", "ARGS": "--mode 640",
+}  # fmt: skip
+OPTIONS = {"NAME": "-n", "KEY": "-k", "COUNT": "-c", "INTERVAL": "-i"}
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +55,26 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         elif source.exists():
             shutil.copy(source, folder)
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    (ROOT / ".venv" / ".setup").touch()
+    return folder
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a first setup needs, and no environment."""
+    folder = tmp_path / "new clone"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
     return folder
 
 
 def make(checkout: Path, *args: str, **options) -> subprocess.CompletedProcess[str]:
+    defaults = {"env": ENV, "timeout": 60, "stdin": subprocess.DEVNULL}
+    if "input" in options:
+        del defaults["stdin"]
     return subprocess.run(
-        ["make", *args],
-        cwd=checkout,
-        env=ENV,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        **{"stdin": subprocess.DEVNULL, **options},
+        ["make", *args], cwd=checkout, text=True, capture_output=True, **{**defaults, **options}
     )
 
 
@@ -86,13 +122,79 @@ def test_tab_completion_finds_the_targets(checkout):
 
 def test_variables_come_from_the_command_line_only(checkout, make_pair):
     """Some environments set NAME, or ARGS, for reasons of their own."""
+    names = [*VALUES, "PYTHON", "VENV", "MINUTES", "FORMAT", "FILE", "PLACE"]
+    env = {**ENV, **dict.fromkeys(names, "from-outside")}
+    for target in [f"{pair}-{side}" for pair in NAMES for side in ("server", "client")]:
+        assert "from-outside" not in make(checkout, "-n", target, env=env).stdout, target
+    for target in ("setup", "test", "bench", "soak", "mutants", "test-bare", *NAMES):
+        assert "from-outside" not in make(checkout, "-n", target, env=env).stdout, target
     pair = make_pair("posix", "sem")
-    env = {**ENV, "NAME": "host", "KEY": "x", "COUNT": "x", "INTERVAL": "x", "ARGS": "--nonsense"}
-    done = subprocess.run(
-        ["make", "posix-sem-client", *variables(pair)],
-        cwd=checkout, env=env, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = make(checkout, "posix-sem-client", *variables(pair), env=env)
     assert (done.stdout, done.stderr) == ("semaphore: 1\n", "")
+
+
+@pytest.fixture(scope="module")
+def stubs(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Makefile whose scripts say what they were called with, as they have nothing to do."""
+    folder = tmp_path_factory.mktemp("stubs")
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(checkout / name, folder)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    (folder / "scripts").mkdir()
+    for script in (ROOT / "scripts").glob("*_*.py"):
+        stub = f"import json, sys\nprint(json.dumps([{script.name!r}, *sys.argv[1:]]))"
+        (folder / "scripts" / script.name).write_text(stub)
+    return folder
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_each_variable_becomes_its_option(stubs, pair, side):
+    target = f"{pair.api}-{pair.primitive}-{side}"
+    name = "NAME" if pair.api == "posix" else "KEY"
+    given = [name, *sorted(HAS[f"{pair.primitive}-{side}"])]
+    done = make(stubs, target, *(f"{variable}={VALUES[variable]}" for variable in given))
+    script, *argv = json.loads(done.stdout)
+    assert script == f"{target.replace('-', '_')}.py"
+    pairs = list(zip(argv[::2], argv[1::2], strict=True))
+    expected = [(OPTIONS[v], VALUES[v]) for v in given if v != "ARGS"] + [("--mode", "640")]
+    assert sorted(pairs) == sorted(expected)
+    assert pairs[-1] == ("--mode", "640")  # so that ARGS has the last word
+    script, *argv = json.loads(make(stubs, target).stdout)
+    assert argv == []
+
+
+@pytest.mark.parametrize("value", ["/it's", '/a "b" $$HOME `id`; exit 3 #', "/ünï"])
+def test_a_value_reaches_the_script_as_it_stands(stubs, value):
+    for target in ("posix-shm-server", "posix-shm-clean"):
+        done = make(stubs, target, f"NAME={value}")
+        assert json.loads(done.stdout)[1:3] == ["-n", value.replace("$$", "$")]
+
+
+@pytest.mark.parametrize("target", [f"{pair}{end}" for pair in NAMES for end in
+                                    ("", "-server", "-client", "-clean")])  # fmt: skip
+def test_a_variable_that_a_target_does_not_have_is_an_error(checkout, target):
+    api, _, rest = target.partition("-")
+    has = HAS[rest] | {"NAME" if api == "posix" else "KEY", "PYTHON", "VENV"}
+    for variable in (*VALUES, "args", "MINUTES"):
+        done = make(checkout, "-n", target, f"{variable}=1")
+        if variable in has:
+            assert done.returncode == 0, done
+        else:
+            assert (done.returncode, done.stdout) == (2, "")
+            says = f"make {target} has no variable {variable}: it has {' '.join(sorted(has))}"
+            assert says in done.stderr
+            assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("target, variable, has", [
+    ("demo", "NAME", "PYTHON VENV"), ("clean", "COUNT", "KEY NAME PYTHON VENV"),
+    ("test", "arg", "ARGS PYTHON VENV"), ("bench", "ARGS", None), ("help", "NAME", "PYTHON VENV"),
+    ("systemd-install", "VENV", "PYTHON"), ("soak", "MINUTE", "MINUTES PYTHON VENV"),
+])  # fmt: skip
+def test_nor_has_another_target(checkout, target, variable, has):
+    done = make(checkout, target, f"{variable}=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"make {target} has no variable {variable}: it has {has or ''}" in done.stderr
 
 
 @needs("pgrep")
@@ -108,7 +210,7 @@ def test_server_and_client_targets(checkout, api, primitive, make_pair):
     assert server.stdout.readline() == f"{pair.start_line}\n"
     done = make(
         checkout, f"{api}-{primitive}-client", *variables(pair), *client[primitive],
-        stdin=None, input="text\n",
+        input="text\n",
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     if primitive == "sem":
@@ -125,7 +227,7 @@ def test_a_pair(checkout, api, primitive, make_pair):
     pair = make_pair(api, primitive)
     done = make(
         checkout, f"{api}-{primitive}", *variables(pair), "INTERVAL=0.1",
-        *(["ARGS=-c 2"] if primitive == "msq" else []), stdin=None, input="text\n",
+        *(["ARGS=-c 2"] if primitive == "msq" else []), input="text\n",
     )  # fmt: skip
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -133,6 +235,8 @@ def test_a_pair(checkout, api, primitive, make_pair):
     assert lines[-1] == pair.end_line
     shown = {"msq": "{'count': 2}", "shm": "text", "sem": "semaphore: 1"}[primitive]
     assert any(line[2:3] == ":" and line.endswith(shown) for line in lines)
+    if primitive != "sem":  # whose client prints the value too, that it left
+        assert len([line for line in lines if line.endswith(shown)]) == 1
     assert running(pair) == []
 
 
@@ -157,6 +261,27 @@ def test_ctrl_c_in_a_pair_ends_both(checkout, api, primitive, make_pair):
     until(lambda: running(pair) == [])
     assert pair.end_line in child.before
     assert "Traceback" not in child.before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("primitive", TITLE)
+def test_a_pair_that_is_killed_leaves_no_process(checkout, primitive, number, make_pair):
+    """TERM to make alone, as from kill(1); the others to all, as from a terminal."""
+    pair = make_pair("posix", primitive)
+    waits = ["ARGS=-w"] if primitive == "sem" else []
+    process = subprocess.Popen(
+        ["make", f"posix-{primitive}", *variables(pair), *waits],
+        cwd=checkout, env=ENV, start_new_session=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    with process:
+        assert process.stdout.readline().startswith(b"start ")
+        until(lambda: len(running(pair)) >= 2 or primitive == "sem")
+        send = os.kill if number == signal.SIGTERM else os.killpg
+        send(process.pid, number)
+        process.stdout.read()
+        assert process.wait(20) != 0
+    until(lambda: running(pair) == [])
 
 
 def test_the_status_of_a_pair_is_that_of_its_client(checkout, make_pair):
@@ -193,12 +318,28 @@ def test_status_shows_every_object(checkout, make_pair):
 
 
 def left_by_the_demo(output: str) -> list[str]:
-    """What there is of the objects whose names and keys it printed."""
-    there = subprocess.check_output(["ipcs"], text=True) + " ".join(os.listdir("/dev/shm"))
-    names = set(re.findall(r"-n /(\S+)", output))
-    keys = {f"{int(key):#010x}" for key in re.findall(r"-k (\d+)", output)}
-    assert names
-    return [thing for thing in names | keys if thing in there]
+    """What there is of the objects whose names and keys it printed, and of its processes."""
+    there = " ".join(os.listdir("/dev/shm"))
+    if os.path.ismount("/dev/mqueue"):
+        there += " ".join(os.listdir("/dev/mqueue"))
+    used = {line.split()[0] for kind in ("msg", "shm", "sem")
+            for line in Path("/proc/sysvipc", kind).read_text().splitlines()}  # fmt: skip
+    names = set(re.findall(r"(demo-\d+)", output))
+    keys = set(re.findall(r"-k (\d+)", output))
+    keys |= {str(1_000_000 + int(name.removeprefix("demo-"))) for name in names}
+    found = [name for name in names if name in there]
+    found += [key for key in keys if {key, str(~int(key))} & used]
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        found += [word for word in words if word.strip("/") in names or word in keys]
+    return found
+
+
+def nothing_left(output: str) -> bool:
+    return left_by_the_demo(output) == []
 
 
 def test_the_demo(checkout):
@@ -209,41 +350,273 @@ def test_the_demo(checkout):
             assert f"python {api}_{primitive}_{side}.py" in done.stdout
     assert len(done.stderr.splitlines()) == 2
     assert all(line.endswith(": Semaphore is busy") for line in done.stderr.splitlines())
+    assert re.search(r"demo-\d+", done.stdout)
     assert left_by_the_demo(done.stdout) == []
 
     def without_times(text: str) -> list[str]:
         text = re.sub(r"(?m)^\d\d:\d\d:\d\d\.\d{6}", "TIME", text)
         return [line.rstrip() for line in re.sub(r"/demo-\d+", "/demo", text).splitlines()]
 
-    shown = re.search(r"(?s)\$ make demo\n(.*?)```", (ROOT / "README.md").read_text())[1]
+    shown = re.search(r"(?s)\$ make demo\n(.*?)```", readme())[1]
     assert set(without_times(shown)) <= set(without_times(done.stdout))
 
 
-@pytest.mark.parametrize("moment", ["posix_msq_client", "posix_shm_client", "sysv_sem_client"])
-def test_an_interrupted_demo_leaves_nothing(checkout, moment):
-    child = pexpect.spawn(
-        "make", ["demo"], cwd=str(checkout), env=ENV, encoding="utf-8", timeout=60
-    )
-    child.expect_exact(f"{moment}.py")
-    output = child.before
-    child.sendintr()
-    child.expect(pexpect.EOF)
-    child.close()
-    assert left_by_the_demo(output + child.before) == []
+def end_by(how: str, process: subprocess.Popen[bytes]) -> None:
+    if how == "TERM to make":
+        process.terminate()
+    elif how == "a closed pipe":
+        process.stdout.close()
+    else:
+        os.killpg(process.pid, {"INT": signal.SIGINT, "HUP": signal.SIGHUP}[how])
 
 
-def test_setup_in_a_new_clone(checkout, tmp_path):
-    """No environment, a folder with a space, and twelve targets that all want it at once."""
-    folder = tmp_path / "new clone"
+@pytest.mark.parametrize("how", ["INT", "HUP", "TERM to make", "a closed pipe"])
+def test_a_demo_that_is_ended_at_any_moment_leaves_nothing(checkout, how):
+    """From its first line on, and at the start of a server, where it once left most."""
+    for _ in range(rounds(4)):
+        process = subprocess.Popen(
+            ["make", "demo"], cwd=checkout, env=ENV, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        output = b""
+        for _ in range(random.randrange(5, 40)):  # the fifth names the object
+            output += process.stdout.readline()
+        time.sleep(random.random() / 4)
+        end_by(how, process)
+        end = time.monotonic()
+        if not process.stdout.closed:
+            output += process.stdout.read()
+        process.wait(30)
+        if how != "a closed pipe":  # which it meets when it prints the next time
+            assert time.monotonic() - end < 10  # two seconds, where nothing else runs
+        process.stdout.close()
+        assert b"demo-" in output
+        assert left_by_the_demo(output.decode()) == [], f"{how} {output!r}"
+
+
+def test_the_terminal_of_a_demo_is_closed(checkout):
+    for _ in range(rounds(2)):
+        child = pexpect.spawn("make", ["demo"], cwd=str(checkout), env=ENV, encoding="utf-8")
+        child.expect_exact(random.choice([f"{api}_{p}_server.py" for api, p in PAIRS]))
+        output = child.before + child.after + child.read_nonblocking(1000, 5)
+        child.close(force=True)  # the kernel sends SIGHUP to what ran in the foreground
+        until(functools.partial(nothing_left, output), output)
+
+
+def test_the_demo_in_other_circumstances(checkout, tmp_path):
+    """CDPATH, which makes `cd` go elsewhere; an environment in another place; no ipcs."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "scripts").mkdir()
+    venv = tmp_path / "it's an environment"
+    venv.symlink_to(ROOT / ".venv")
+    env = {**ENV, "CDPATH": str(tmp_path), "PATH": path_of(tmp_path / "bin")}
+    done = make(checkout, "demo", f"VENV={venv}", env=env)
+    assert done.returncode == 0, done
+    assert len(done.stderr.splitlines()) == 2
+    assert "$ grep 1" in done.stdout
+    assert len(re.findall("(?m)^end ", done.stdout)) == 6
+    assert left_by_the_demo(done.stdout) == []
+
+
+def path_of(folder: Path, *more: str) -> str:
+    """A PATH with the little that POSIX asks for: no ipcs, no mountpoint, no flock."""
     folder.mkdir()
-    for name in ("Makefile", "requirements.txt"):
-        shutil.copy(checkout / name, folder)
-    shutil.copytree(checkout / "scripts", folder / "scripts")
+    programs = "sh bash cat cp cmp dirname echo env grep head id ls make mkdir printf rm rmdir sed"
+    for program in (*programs.split(), "sleep", "touch", "tr", *more):
+        if found := shutil.which(program):
+            (folder / program).symlink_to(found)
+    return str(folder)
+
+
+def test_status_without_ipcs(checkout, make_pair, tmp_path):
+    pair = make_pair("sysv", "shm")
+    pair.client()
+    done = make(checkout, "status", env={**ENV, "PATH": path_of(tmp_path / "bin")})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no ipcs (Debian: apt-get install util-linux)" in done.stdout
+    assert re.search(rf"(?m)^ *{pair.key} .* 600 ", done.stdout)
+    assert re.search(rf"(?m)^ *{~pair.key} ", done.stdout)
+
+
+@in_namespaces
+@pytest.mark.parametrize("mounted", [True, False])
+def test_status_with_and_without_dev_mqueue(checkout, mounted):
+    mount = "mkdir -p /dev/mqueue; mount -t mqueue mqueue /dev/mqueue"
+    script = mount if mounted else f"{mount}; while umount /dev/mqueue 2>/dev/null; do :; done"
     done = subprocess.run(
-        ["make", "-j8", "clean", "NAME=/test-none", "KEY=123454321"],
-        cwd=folder, env={**ENV, "PIP_NO_INPUT": "1"}, capture_output=True, text=True, timeout=300,
+        ["unshare", "--mount", "--ipc", "sh", "-ec", f"{script}; exec make status"],
+        cwd=checkout, env=ENV, capture_output=True, text=True,
     )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("sudo mount -t mqueue mqueue /dev/mqueue" in done.stdout) != mounted
+
+
+def test_setup_in_a_new_clone(clone):
+    """No environment, a folder with a space, and twelve targets that all want it at once."""
+    done = make(clone, "-j8", "clean", "NAME=/test-none", "KEY=123454321", timeout=300)
     assert done.returncode == 0, done
     assert done.stdout.count("nothing to remove") == 6
-    assert make(folder, "distclean").returncode == 0
-    assert not (folder / ".venv").exists()
+    (clone / ".mypy_cache").mkdir()
+    (clone / ".hypothesis").mkdir()
+    (clone / "scripts/__pycache__").mkdir(exist_ok=True)
+    before = {path.name for path in clone.iterdir()} - {".venv", ".mypy_cache", ".hypothesis"}
+    names = ["NAME=/test-none", "KEY=123454321"]
+    assert make(clone, "distclean", *names).returncode == 0
+    assert {path.name for path in clone.iterdir()} == before
+    assert not (clone / "scripts/__pycache__").exists()
+    # Nothing to remove, and nothing made for it.
+    done = make(clone, "distclean", *names)
+    assert (done.returncode, (clone / ".venv").exists()) == (0, False)
+
+
+def test_distclean_removes_the_objects_and_no_folder_that_is_no_environment(stubs, tmp_path):
+    done = make(stubs, "distclean", "NAME=/n", "KEY=5", f"VENV={ROOT / '.venv'}", "-n")
+    assert done.returncode == 0
+    (tmp_path / "file").touch()
+    make(stubs, "distclean", f"VENV={tmp_path}")
+    assert (tmp_path / "file").exists()
+
+
+def test_two_setups_at_once_and_what_mends_one(clone, tmp_path):
+    """All on one environment, since each costs seconds: what is broken is what the next mends."""
+    venv = tmp_path / "it's elsewhere"
+    command = ["make", "posix-msq-clean", "NAME=/test-none", f"VENV={venv}"]
+
+    def works(*more: str, setups: int | None = 1) -> None:
+        done = make(clone, *command[1:], *more, timeout=300)
+        assert (done.returncode, done.stdout) == (0, "nothing to remove: /test-none\n"), done
+        assert setups is None or done.stderr.count("setting up") == setups, done.stderr
+
+    both = [
+        subprocess.Popen(
+            command, cwd=clone, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert b"".join(err for _, err in outputs).count(b"setting up") == 1
+    works(setups=0)
+    # Its Python is gone, as after an upgrade of the system.
+    for name in ("python", "python3"):
+        (venv / "bin" / name).unlink()
+        (venv / "bin" / name).symlink_to("/nowhere/python3")
+    works()
+    # pip itself, and a package, were interrupted half-way.
+    site = next(venv.glob("lib/python*/site-packages"))
+    (venv / ".setup").unlink()
+    next(site.glob("pip-*.dist-info/RECORD")).unlink()
+    shutil.rmtree(site / "pip/_internal")
+    next(site.glob("sysv_ipc*.so")).unlink()
+    works()
+    # What requirements.txt asks for has changed.
+    with open(clone / "requirements.txt", "a") as file:
+        file.write("iniconfig\n")
+    works()
+    assert (site / "iniconfig").exists()
+    works(setups=0)
+
+
+@pytest.mark.parametrize("moment", ["pyvenv.cfg", "lib/python*/site-packages/pip",
+                                    "lib/python*/site-packages/posix_ipc*"])  # fmt: skip
+def test_an_interrupted_setup_is_mended_by_the_next(clone, moment):
+    process = subprocess.Popen(
+        ["make", "setup"], cwd=clone, env=ENV, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: list((clone / ".venv").glob(moment)) or process.poll() is not None, timeout=120)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = make(clone, "sysv-sem-clean", "KEY=123454321", timeout=300)
+    assert (done.returncode, done.stdout) == (0, "nothing to remove: 123454321\n"), done
+
+
+@pytest.fixture
+def other_python(tmp_path: Path) -> Path:
+    """A program that runs this Python in another folder of modules, or as another version."""
+    (tmp_path / "modules").mkdir()
+    program = tmp_path / "python3.x"
+    program.write_text(
+        f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(tmp_path / 'modules'))} "
+        f'exec {shlex.quote(sys.executable)} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("lacks, line", [
+    ("venv", "has no venv: install it (Debian: apt-get install python3-venv)"),
+    ("ensurepip", "has no pip to give to .venv: install it (Debian: apt-get install python3-venv)"),
+])  # fmt: skip
+def test_a_python_without_venv_or_pip_is_refused(clone, other_python, lacks, line):
+    module = other_python.parent / "modules" / f"{lacks}.py"
+    module.write_text(f"raise ImportError('No module named {lacks}')")
+    done = make(clone, "demo", f"PYTHON={other_python}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == f"{other_python} {line}"
+    assert len(done.stderr.splitlines()) == 2  # the other is make's own
+    assert not (clone / ".venv").exists()
+
+
+def test_a_python_that_is_too_old_or_not_there_is_refused(clone, other_python):
+    old = other_python.parent / "modules" / "sitecustomize.py"
+    old.write_text("import sys\nsys.version_info = (3, 9, 18, 'final', 0)")
+    done = make(clone, "posix-msq-server", f"PYTHON={other_python}")
+    assert done.returncode == 2
+    assert (
+        " is too old, 3.10 is needed: name a newer one, such as make PYTHON=python3.12"
+        in (done.stderr.splitlines()[0])
+    )
+    assert len(done.stderr.splitlines()) == 2
+    done = make(clone, "setup", "PYTHON=python3.nothing")
+    assert done.stderr.startswith("cannot run python3.nothing: install Python 3.10 or newer")
+    assert len(done.stderr.splitlines()) == 2
+    assert not (clone / ".venv").exists()
+
+
+@needs("bash")
+@pytest.mark.parametrize("fails", ["lint", "test", "test-bare", "nothing"])
+def test_ci_runs_everything_and_is_red_when_a_part_fails(tmp_path, fails):
+    """.ci/run itself, with a make that notes what it was asked for, and packages that are there."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
+    path = path_of(tmp_path / "bin", "date")
+    (tmp_path / "bin/make").unlink()
+    for name, text in {
+        "make": f'echo "$* CI=$CI" >>{tmp_path}/asked; [ "$1" != {fails} ]',
+        "apt-get": "exit 1", "dpkg-query": "echo install ok installed",
+    }.items():  # fmt: skip
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    env = {k: v for k, v in ENV.items() if k != "CI"}
+    done = subprocess.run(
+        [tmp_path / ".ci/run"], env={**env, "PATH": path}, capture_output=True, text=True
+    )
+    asked = (tmp_path / "asked").read_text().splitlines()
+    everything = ["lint CI=true", "test CI=true", "test-bare CI=true"]
+    assert asked == everything[: {"lint": 1, "test": 2}.get(fails, 3)]
+    assert (done.returncode == 0) == (fails == "nothing"), done
+
+
+def test_a_skip_is_red_in_ci_and_a_sentence_elsewhere(tmp_path):
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('n', range(12))\n"
+        "@pytest.mark.skip(reason='needs a thing')\ndef test_it(n): pass\n"
+    )
+    env = {k: v for k, v in ENV.items() if k not in ("CI", "USES", "PYTEST_XDIST_WORKER")}
+    pytest_in = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(pytest_in, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "12 tests were not run" in done.stdout
+    assert "a thing (12)" in done.stdout
+    done = subprocess.run(
+        pytest_in, cwd=tmp_path, env={**env, "CI": "true"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert re.search("12 (failed|errors)", done.stdout)
+
+
+def test_no_test_at_all_is_red(checkout):
+    done = make(checkout, "test", "ARGS=-k no_test_has_this_name -p no:xdist -o addopts=")
+    assert done.returncode != 0

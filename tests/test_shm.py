@@ -312,7 +312,8 @@ def in_a_write(shm: Pair) -> bool:
 
 
 def waits_for_the_lock(pid: int) -> bool:
-    return waits_in(pid, "flock", "semop", "semtimedop")
+    """A script looks every now and then: there is no flock(2) or semop(2) that ends in time."""
+    return waits_in(pid, "flock", "semop", "semtimedop", "clock_nanosleep")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import conftest
 import pytest
-from conftest import APIS, PRIMITIVES, ROOT
+from conftest import APIS, PRIMITIVES, ROOT, in_namespaces, readme
 
-pytestmark = pytest.mark.xdist_group("systemd")
+pytestmark = [pytest.mark.xdist_group("systemd"), in_namespaces]
 
 UID = 1500
 until = functools.partial(conftest.until, pause=0.1)  # each look is a process or two
@@ -24,10 +24,11 @@ SHORT = {f"ipc-{primitive}-server": f"ipc-posix-{primitive}-server" for primitiv
 class Manager:
     """A user manager, the checkout that is installed in it, and commands inside its namespaces."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *chroot: str) -> None:
         self.home = folder / "home"
         self.checkout = folder / "a check out"
-        self.units = self.home / ".config/systemd/user"
+        self.config = self.home / ".config/systemd/user"
+        self.units = self.home / ".local/share/systemd/user"
         for name in ("scripts", "systemd", "tests"):
             shutil.copytree(
                 ROOT / name, self.checkout / name, ignore=shutil.ignore_patterns("__pycache__")
@@ -42,7 +43,14 @@ class Manager:
             os.chown(path, UID, UID, follow_symlinks=False)
         flags = "--mount --pid --ipc --cgroup --fork --mount-proc --kill-child"
         self.unshare = subprocess.Popen(
-            ["unshare", *flags.split(), ROOT / "tests/user_manager.sh", str(UID), self.home],
+            [
+                "unshare",
+                *flags.split(),
+                ROOT / "tests/user_manager.sh",
+                str(UID),
+                self.home,
+                *chroot,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -140,25 +148,40 @@ class Manager:
             raise
 
 
-@pytest.fixture(scope="module")
-def manager() -> Iterator[Manager]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make namespaces and to become an ordinary user")
-    programs = [
-        "/lib/systemd/systemd",
-        "/lib/systemd/systemd-journald",
-        "/usr/bin/python3",
-        "pgrep",
-    ]
-    for program in programs:
+def may_make_user_namespaces() -> bool:
+    """Whether an ordinary user may, as the sandbox of the units needs it."""
+    become = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups"]
+    return (
+        subprocess.run([*become, "unshare", "--user", "true"], capture_output=True).returncode == 0
+    )
+
+
+@contextlib.contextmanager
+def a_manager(name: str, *chroot: str) -> Iterator[Manager]:
+    for program in ("systemd", "systemd-journald"):
+        if not shutil.which(f"/lib/systemd/{program}"):
+            pytest.skip(f"needs systemd: apt-get install systemd ({program})")
+    for program in ("/usr/bin/python3", "pgrep", "make"):
         if not shutil.which(program):
             pytest.skip(f"needs {program}")
-    folder = Path("/tmp") / f"test-systemd-{os.getpid()}"
+    folder = Path("/tmp") / f"test-{name}-{os.getpid()}"
     folder.mkdir(mode=0o755)
-    started = Manager(folder)
-    yield started
-    started.end()
-    shutil.rmtree(folder)
+    try:
+        started = Manager(folder, *chroot)
+        try:
+            yield started
+        finally:
+            started.end()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def manager() -> Iterator[Manager]:
+    if not may_make_user_namespaces():
+        pytest.skip("needs user namespaces for ordinary users: user_namespaces(7)")
+    with a_manager("systemd") as started:
+        yield started
 
 
 @pytest.fixture
@@ -167,8 +190,11 @@ def installed(manager: Manager) -> Iterator[Manager]:
     assert done.returncode == 0, done
     yield manager
     manager.systemctl("stop", "ipc-posix-msq-server.socket", "ipc-servers.target", *SERVICES)
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(manager.home / ".config/ipc-servers.env")
+    for path in manager.home.glob(".config/ipc-*.env"):
+        path.unlink()
+    for path in manager.config.glob("ipc-*.d"):
+        shutil.rmtree(path)
+    manager.systemctl("daemon-reload")
     manager.run("make", "clean")
     manager.systemctl("reset-failed")
 
@@ -178,8 +204,10 @@ def text_of(unit: str) -> str:
 
 
 def test_the_files_are_valid_as_they_stand(manager):
-    files = [str(path) for path in (manager.checkout / "systemd").iterdir() if path.suffix != ".d"]
-    done = manager.run("systemd-analyze", "--user", "verify", *files)
+    kinds = (".service", ".socket", ".target")
+    files = [str(path) for path in (manager.checkout / "systemd").iterdir() if path.suffix in kinds]
+    # Without --man it asks for the man pages that Documentation= names, and they need not be there.
+    done = manager.run("systemd-analyze", "--user", "--man=no", "verify", *files)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
     for path in (ROOT / "systemd").rglob("*"):
         if path.is_file():
@@ -271,9 +299,19 @@ def settings(manager: Manager, text: str) -> None:
     path.write_text(text)
 
 
+def words(manager: Manager, unit: str) -> list[str]:
+    """The command line of the process that a service runs, after its script."""
+    found = (process_of(manager, unit) / "cmdline").read_bytes().decode().split("\0")
+    return found[2:-1]
+
+
 def test_settings(installed):
     settings(installed, "IPC_NAME=/other\nIPC_KEY=0x12d\nIPC_ARGS=--mode 640\n")
     installed.do("start", "ipc-servers.target")
+    for unit in SERVICES:  # each of them has each
+        option = ["--name", "/other"] if "-posix-" in unit else ["--key", "0x12d"]
+        changes = ["--changes"] if "-shm-" in unit else []
+        assert words(installed, unit) == [*option, *changes, "--mode", "640"]
     assert "other" in os.listdir(f"/proc/{installed.inside()}/root/dev/shm")
     assert re.search(r"^0x0000012d \d+ +\S+ +640", installed.run("ipcs", "-q").stdout, re.M)
     assert installed.run("stat", "-c", "%a", "/dev/shm/other").stdout == "640\n"
@@ -282,6 +320,27 @@ def test_settings(installed):
         option = ["-n", "/other"] if api == "posix" else ["-k", "301"]
         installed.systemctl("stop", unit)
         assert installed.python(f"{api}_{primitive}_server", *option, "--clean").returncode == 0
+
+
+def edit(manager: Manager, unit: str, *lines: str) -> None:
+    """What `systemctl --user edit` would leave."""
+    path = manager.config / f"{unit}.service.d/override.conf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[Service]\n" + "".join(f"{line}\n" for line in lines))
+    manager.do("daemon-reload")
+
+
+def test_settings_of_one_service(installed):
+    """Its own file comes after that for all, and an edit has to empty the list of files first."""
+    unit, other = "ipc-sysv-sem-server", "ipc-posix-sem-server"
+    settings(installed, "IPC_NAME=/test\nIPC_ARGS=--value 7\n")
+    (installed.home / f".config/{unit}.env").write_text("IPC_ARGS=--value 5\n")
+    installed.do("start", unit, other)
+    assert words(installed, unit) == ["--key", "200", "--value", "5"]
+    assert words(installed, other) == ["--name", "/test", "--value", "7"]
+    edit(installed, unit, "EnvironmentFile=", "Environment=IPC_ARGS=--value=3")
+    installed.do("restart", unit)
+    assert words(installed, unit) == ["--key", "200", "--value=3"]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +422,71 @@ def test_the_sandbox_of_a_running_process(installed):
         assert all(line.split(":")[0].strip() in {"lo", "sit0", "tunl0"} for line in interfaces)
 
 
+SETTINGS = {
+    "Type": "notify", "NotifyAccess": "main", "Restart": "on-failure", "RestartUSec": "1s",
+    "RestartPreventExitStatus": "2", "StartLimitIntervalUSec": "1min", "StartLimitBurst": "10",
+    "TimeoutStopUSec": "10s", "LockPersonality": "yes", "MemoryDenyWriteExecute": "yes",
+    "SystemCallErrorNumber": "1", "SystemCallArchitectures": "native", "TasksMax": "4",
+    "MemoryMax": str(128 * 2**20), "UMask": "0077", "KeyringMode": "private",
+    "RestrictRealtime": "yes", "RestrictSUIDSGID": "yes", "RestrictAddressFamilies": "AF_UNIX",
+    "ProtectClock": "yes", "ProtectHostname": "yes", "ProtectKernelLogs": "yes",
+    "ProtectKernelModules": "yes", "ProtectKernelTunables": "yes", "ProtectControlGroups": "yes",
+    "PrivateUsers": "yes", "PrivateDevices": "yes", "PrivateMounts": "yes", "PrivateNetwork": "yes",
+    "ProtectSystem": "strict", "ProtectHome": "read-only", "NoNewPrivileges": "yes",
+    "CapabilityBoundingSet": "", "PartOf": "ipc-servers.target",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", SERVICES)
+def test_each_setting_is_the_managers_too(installed, unit):
+    """What would be missed by nobody before the day on which it is needed."""
+    shown = installed.show(unit, *SETTINGS, "SyslogIdentifier", "RestrictNamespaces", "Restart",
+                           "IPAddressDeny", "SystemCallFilter")  # fmt: skip
+    assert {name: shown.get(name, "missing") for name in SETTINGS} == SETTINGS
+    assert shown["SyslogIdentifier"] == unit
+    assert shown["RestrictNamespaces"] == "yes"
+    assert shown["IPAddressDeny"] == "0.0.0.0/0 ::/0"
+    calls = shown["SystemCallFilter"].split()
+    assert {"read", "msgrcv", "mq_timedreceive"} <= set(calls)
+    assert not {"setpriority", "chown", "mount", "reboot", "setuid"} & set(calls)
+
+
+def test_what_the_sandbox_refuses(installed):
+    """A program in the place of the server tries: memory that is written and then executed, a
+    personality, a sixth task, and priorities, of which it is told EPERM."""
+    program = (
+        "import ctypes, errno, mmap, os, threading\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "def tried(what, *call):\n"
+        "    ctypes.set_errno(0)\n"
+        "    print('tried', what, libc.syscall(*call), errno.errorcode.get(ctypes.get_errno()), "
+        "flush=True)\n"
+        "tried('personality', 135, 0x0040000)\n"
+        "tried('mprotect', 9, 0, 4096, 7, 0x22, -1, 0)\n"
+        "tried('setpriority', 141, 0, 0, 5)\n"
+        "try:\n"
+        "    hold = threading.Event()\n"
+        "    [threading.Thread(target=hold.wait, daemon=True).start() for _ in range(9)]\n"
+        "except RuntimeError:\n"
+        "    print('tried', 'tasks', 'refused', flush=True)\n"
+        "os._exit(0)\n"
+    )
+    if os.uname().machine != "x86_64":
+        pytest.skip("needs the numbers of system calls on this machine")
+    unit = "ipc-sysv-sem-server"
+    (installed.checkout / "try.py").write_text(program)
+    python = f"'{installed.checkout}/.venv/bin/python' '{installed.checkout}/try.py'"
+    edit(installed, unit, "Type=oneshot", "Restart=no", "ExecStart=", f"ExecStart={python}")
+    before = len(installed.log(unit))
+    installed.systemctl("start", unit)
+    until(lambda: "tasks" in "\n".join(installed.log(unit)[before:]), f"{installed.log(unit)}")
+    tried = [line for line in installed.log(unit)[before:] if line.startswith("tried")]
+    assert tried == [
+        "tried personality -1 EPERM", "tried mprotect -1 EPERM", "tried setpriority -1 EPERM",
+        "tried tasks refused",
+    ]  # fmt: skip
+
+
 def test_the_exposure(installed):
     for unit in SERVICES:
         done = installed.systemctl("cat", unit)
@@ -381,6 +505,9 @@ def test_the_socket(installed):
     installed.do("start", socket)
     assert installed.mode(unit) == "600"
     assert installed.state(unit) == "inactive"
+    queue = "import posix_ipc; q = posix_ipc.MessageQueue('/test'); print(q.max_messages, "
+    shown = installed.run(".venv/bin/python", "-c", f"{queue}q.max_message_size)").stdout
+    assert shown == "10 8192\n"
     before = len(installed.log(unit))
     installed.client(unit, "the first")
     until(lambda: "the first" in "\n".join(installed.log(unit)[before:]))
@@ -393,35 +520,135 @@ def test_the_socket(installed):
     until(lambda: "the second" in "\n".join(installed.log(unit)[before:]))
 
 
-def test_install_twice_changes_nothing_and_uninstall_leaves_nothing(manager):
-    def tree() -> list[tuple[str, str]]:
-        return sorted(
-            (str(path), os.readlink(path) if path.is_symlink() else "")
-            for path in manager.home.rglob("*")
-        )
+def test_the_socket_after_its_queue_was_removed(installed):
+    """systemd listens to one that has no name any more; a restart of the socket makes another."""
+    socket, unit = "ipc-posix-msq-server.socket", "ipc-posix-msq-server"
+    installed.do("start", socket)
+    installed.remove(unit)
+    installed.do("restart", socket)
+    installed.client(unit, "after all")
+    until(lambda: installed.state(unit) == "active")
+    until(lambda: "after all" in "\n".join(installed.log(unit)))
 
+
+def test_a_file_takes_every_message_of_a_flood(installed):
+    """Which journald, with a limit on the lines of all services of a user, does not."""
+    unit = "ipc-posix-msq-server"
+    path = installed.home / "messages.log"
+    edit(installed, unit, f"StandardOutput=append:{path}")
+    installed.do("start", unit)
+    numbers = "".join(f"{n}\n" for n in range(50_000))
+    assert installed.python("posix_msq_client", "--stdin", "-q", input=numbers).returncode == 0
+    installed.do("stop", unit)
+    lines = path.read_text().splitlines()
+    path.unlink()
+    assert [line.split()[1] for line in lines[1:-1]] == numbers.split()
+
+
+@pytest.mark.parametrize("unit", ["ipc-servers.target", "ipc-posix-msq-server.socket", *SERVICES])
+def test_a_unit_can_be_enabled_again_after_disable(installed, unit):
+    """disable removes the link to a unit in ~/.config/systemd/user: it is not installed there."""
+    for _ in range(2):
+        installed.do("enable", unit)
+        wants = "sockets" if unit.endswith("socket") else "default"
+        name = unit if "." in unit else f"{unit}.service"
+        assert name in installed.show(f"{wants}.target", "Wants")["Wants"].split()
+        installed.do("disable", unit)
+        assert name not in installed.show(f"{wants}.target", "Wants")["Wants"].split()
+    assert installed.show(unit, "LoadState")["LoadState"] == "loaded"
+
+
+def test_the_drop_in_is_for_our_units_alone(installed):
+    other = installed.config / "ipc-of-somebody-else.service"
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_text("[Service]\nType=oneshot\nExecStart=/bin/false\n")
+    installed.do("daemon-reload")
+    try:
+        shown = installed.show(other.name, "DropInPaths", "PrivateUsers")
+        assert shown == {"DropInPaths": "", "PrivateUsers": "no"}
+        # Nor does an uninstall touch it: it has failed, and stays so.
+        installed.systemctl("start", other.name)
+        assert installed.state(other.name) == "failed"
+        assert installed.run("make", "systemd-uninstall").returncode == 0
+        assert installed.state(other.name) == "failed"
+    finally:
+        other.unlink()
+
+
+def tree(manager: Manager) -> list[tuple[str, str]]:
+    return sorted(
+        (str(path.relative_to(manager.home)), os.readlink(path) if path.is_symlink() else "")
+        for path in manager.home.rglob("*")
+        if path.is_symlink() or path.is_file() or path.name.startswith("ipc-")
+    )
+
+
+@pytest.mark.parametrize("target", ["systemd-install", "systemd-no-sandbox"])
+def test_install_twice_changes_nothing_and_uninstall_leaves_nothing(manager, target):
+    """From a home in which nothing is; CDPATH would lead `cd systemd` elsewhere."""
     manager.run("make", "systemd-uninstall")
-    before = tree()
-    assert manager.run("make", "systemd-install").returncode == 0
-    first = tree()
-    assert first != before
-    assert manager.run("make", "systemd-install").returncode == 0
-    assert tree() == first
+    assert tree(manager) == []
+    elsewhere = manager.home.parent / "elsewhere"
+    (elsewhere / "systemd").mkdir(parents=True, exist_ok=True)
+    cdpath = ["env", f"CDPATH={elsewhere}"]
+    assert manager.run(*cdpath, "make", target).returncode == 0
+    first = tree(manager)
+    links = [(path, link) for path, link in first if link]
+    both = 2 if target == "systemd-no-sandbox" else 1
+    assert len(links) == len(SERVICES) + 2 + len(SHORT) + 2 * both
+    for path, _ in links:
+        assert (manager.home / path).exists(), "a link to nothing"
+    assert manager.run(*cdpath, "make", target).returncode == 0
+    assert tree(manager) == first
     manager.do("start", "ipc-servers.target")
+    pids = [manager.pid(unit) for unit in SERVICES]
+    assert all(pids)
+    # One that has failed is forgotten too, and so is what was enabled.
+    manager.do("enable", "ipc-servers.target")
+    settings(manager, "IPC_ARGS=--no-such-option\n")
+    manager.systemctl("restart", SERVICES[0])
+    (manager.home / ".config/ipc-servers.env").unlink()
+    assert manager.state(SERVICES[0]) == "failed"
     done = manager.run("make", "systemd-uninstall")
     assert done.returncode == 0, done
-    left = [entry for entry in tree() if entry not in before]
-    assert left == []
+    assert tree(manager) == []
     for unit in SERVICES:
-        assert manager.show(unit, "LoadState")["LoadState"] == "not-found"
+        shown = manager.show(unit, "LoadState", "ActiveState", "MainPID")
+        assert shown == {"LoadState": "not-found", "ActiveState": "inactive", "MainPID": "0"}
     assert manager.run("make", "systemd-uninstall").returncode == 0
     manager.run("make", "clean")
 
 
-@pytest.mark.parametrize("target", ["systemd-install", "systemd-uninstall"])
+@pytest.mark.parametrize("target", ["systemd-install", "systemd-no-sandbox", "systemd-uninstall"])
 def test_without_a_user_manager(manager, target):
     done = manager.run("env", "-u", "XDG_RUNTIME_DIR", "make", target)
     assert done.returncode == 2  # of make; the recipe's is 1
     lines = [line for line in done.stderr.splitlines() if not line.startswith("make: ***")]
-    assert lines == ["no systemd user manager can be reached: systemctl --user does not work here"]
+    assert len(lines) == 1
+    assert lines[0].startswith("systemctl --user reaches no manager: log in as yourself")
+    assert "make PAIR-server" in lines[0]
     assert "Error 1" in done.stderr
+
+
+def test_without_user_namespaces():
+    """The services fail with a status that the page names, and start without the sandbox."""
+    with a_manager("no-sandbox", "chroot") as manager:
+        assert manager.run("make", "systemd-install").returncode == 0
+        unit = SERVICES[0]
+        manager.systemctl("start", unit)
+        status = manager.show(unit, "ExecMainStatus")["ExecMainStatus"]
+        assert status in ("217", "218", "219", "226")
+        assert re.search(rf"\b{status}\b", readme())
+        manager.systemctl("stop", *SERVICES)
+        manager.systemctl("reset-failed")
+        assert manager.run("make", "systemd-no-sandbox").returncode == 0
+        manager.do("start", "ipc-servers.target")
+        assert [manager.state(unit) for unit in SERVICES] == ["active"] * 6
+        manager.client(unit, "a text")
+        until(lambda: "a text" in "\n".join(manager.log(unit)))
+        # What needs no namespace still holds.
+        assert manager.show(unit, "MemoryMax", "NoNewPrivileges", "Type") == {
+            "MemoryMax": str(128 * 2**20), "NoNewPrivileges": "yes", "Type": "notify",
+        }  # fmt: skip
+        assert manager.run("make", "systemd-uninstall").returncode == 0
+        assert tree(manager) == []

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A systemd user manager with a journal, for the tests: run as root in namespaces of its own,
-#     unshare --mount --pid --ipc --cgroup --fork --mount-proc tests/user_manager.sh UID HOME
+#     unshare --mount --pid --ipc --cgroup --fork --mount-proc tests/user_manager.sh UID HOME [chroot]
 # so that nothing of the machine, or of a session on it, is touched. It ends with its standard input.
 set -eu
 uid=$1
@@ -20,9 +20,17 @@ group=/sys/fs/cgroup/user.slice/user-$uid.slice/user@$uid.service
 mkdir -p "$group"
 chown -R "$uid:$uid" "$group"
 /lib/systemd/systemd-journald &
+# In a chroot nobody can make a user namespace (user_namespaces(7)): the machine without a sandbox.
+chroot=
+if [ "${3-}" = chroot ]; then
+    mkdir /run/root
+    mount --rbind / /run/root
+    chroot="chroot /run/root"
+fi
 (
     echo 0 >"$group/cgroup.procs"
-    exec setpriv --reuid "$uid" --regid "$uid" --clear-groups \
+    # shellcheck disable=SC2086 # a command and its argument, or nothing
+    exec $chroot setpriv --reuid "$uid" --regid "$uid" --clear-groups \
         env -i "HOME=$home" "XDG_RUNTIME_DIR=/run/user/$uid" PATH=/usr/bin:/bin LANG=C.UTF-8 \
         /lib/systemd/systemd --user </dev/null
 ) &

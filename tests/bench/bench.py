@@ -1,9 +1,13 @@
-"""`make bench`: the scripts measured from outside, beside C and others, as ratios of one run.
+"""`make bench`: the scripts measured from outside, beside C and what else Python has for the job.
 
-Every figure is the median of rounds in which the contestants take turns. Nothing needs root, and
-nothing is left behind. FORMAT=markdown prints the table for the README.
+bench.py [markdown] [--python PATH]... [--scripts LABEL=FOLDER]... [--only PART]... [--rounds N]
+
+Every figure is the median of rounds in which all contestants take turns, on every interpreter and
+with every folder of scripts that is asked for. What a way loses when a side is killed is measured
+by killing it. Nothing needs root, and nothing is left behind. README.md has the results.
 """
 
+import argparse
 import contextlib
 import functools
 import itertools
@@ -21,27 +25,46 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import NamedTuple
 
 import posix_ipc
+import sysv_ipc
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = HERE.parent.parent / "scripts"
-PYTHON = sys.executable
-ROUNDS = 5
-COUNT = 100_000
 ENV = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-
 NAME = f"/bench-{os.getpid()}"
 KEY = str(random.randrange(2**20, 2**31 - 1))
 OBJECT = {"posix": ["-n", NAME], "sysv": ["-k", KEY]}
-folder = Path()  # of this run, set by main()
+APIS = {"posix": "POSIX", "sysv": "System V"}
 STOP = {signal.SIGINT, signal.SIGTERM}
+folder = Path()  # of this run, set by main()
+redis_pid = 0
 
 
-def script(api: str, primitive: str, side: str, *args: object) -> list[str]:
-    path = SCRIPTS / f"{api}_{primitive}_{side}.py"
-    return [PYTHON, str(path), *OBJECT[api], *map(str, args)]
+class Variant(NamedTuple):
+    """An interpreter with a folder of scripts: a column of each table."""
+
+    label: str
+    python: str
+    scripts: Path
+
+    def script(self, api: str, primitive: str, side: str, *args: object) -> list[str]:
+        path = self.scripts / f"{api}_{primitive}_{side}.py"
+        return [self.python, str(path), *OBJECT[api], *map(str, args)]
+
+    def other(self, *args: object) -> list[str]:
+        return [self.python, str(HERE / "others.py"), *map(str, args)]
+
+    def has(self, *modules: str) -> bool:
+        return not start([self.python, "-c", f"import {', '.join(modules)}"], stderr=-3).wait()
+
+
+Measure = Callable[[Variant], float]
+
+
+class Contestant(NamedTuple):
+    measure: Measure
+    kind: str = "scripts"  # what it depends on: scripts, python (the interpreter alone) or tool
 
 
 def start(argv: list[str], **options: object) -> subprocess.Popen[bytes]:
@@ -58,18 +81,48 @@ def run(argv: list[str], **options: object) -> float:
     return seconds
 
 
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "waited 30 seconds in vain"
+        time.sleep(0.002)
+
+
 @contextlib.contextmanager
 def serving(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A server that writes to a file, from its start line on."""
     path = folder / "out"
     with path.open("wb") as file:
         server = start(argv, stdout=file)
-    while b"\n" not in path.read_bytes():
-        time.sleep(0.001)
+    until(lambda: b"\n" in path.read_bytes() or server.poll() is not None)
     yield server, path
     if server.poll() is None:
         server.send_signal(signal.SIGTERM)
-        server.wait()
+    server.wait()
+
+
+def take_turns(
+    contestants: dict[str, Contestant], variants: list[Variant], rounds: int
+) -> dict[str, dict[Variant, float]]:
+    """The median of each contestant for each variant; what they share is measured once a round."""
+    results: dict[tuple[str, object], list[float]] = {}
+    key_of = {
+        "scripts": lambda variant: variant,
+        "python": lambda variant: variant.python,
+        "tool": lambda _: None,
+    }
+    for _ in range(rounds):
+        for name, (measure, kind) in contestants.items():
+            done = set()
+            for variant in variants:
+                key = (name, key_of[kind](variant))
+                if key not in done:
+                    done.add(key)
+                    results.setdefault(key, []).append(measure(variant))
+    return {
+        name: {v: statistics.median(results[name, key_of[kind](v)]) for v in variants}
+        for name, (_, kind) in contestants.items()
+    }
 
 
 def compiled() -> str | None:
@@ -80,61 +133,280 @@ def compiled() -> str | None:
     return str(folder / "peer")
 
 
-def take_turns(
-    contestants: dict[str, Callable[[], float]], rounds: int = ROUNDS
-) -> dict[str, float]:
-    """The median of each contestant."""
-    results: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
-        for name, measure in contestants.items():
-            results[name].append(measure())
-    return {name: statistics.median(values) for name, values in results.items()}
+def clean(variant: Variant, primitive: str) -> None:
+    for api in OBJECT:
+        start(variant.script(api, primitive, "server", "--clean")).wait()
 
 
-# --- what is measured
+@contextlib.contextmanager
+def redis(path: Path) -> Iterator[bool]:
+    """A server of this run's own, without a port and without a file, where there is one."""
+    global redis_pid  # noqa: PLW0603
+    program = shutil.which("redis-server")
+    if not program:
+        yield False
+        return
+    options = ["--port", "0", "--unixsocket", f"{path}.redis", "--save", "", "--appendonly", "no"]
+    server = start([program, *options, "--dir", str(folder)])
+    redis_pid = server.pid
+    until(Path(f"{path}.redis").exists)
+    yield True
+    server.terminate()
+    server.wait()
 
 
-def message_rate(server: list[str], client: list[str], count: int = COUNT) -> float:
-    """Messages a second, until the server has printed the last."""
-    with serving(server) as (process, _):
-        begin = time.perf_counter()
-        start(client)
+# --- tables
+
+
+def value(text: str, ratio: float | None = None) -> str:
+    return text if ratio is None else f"{text} ({ratio:.2f})"
+
+
+def show_table(heads: list[str], rows: list[list[str]], markdown: bool) -> None:
+    print()
+    if markdown:
+        lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+        print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        return
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    for line in (heads, *rows):
+        cells = [text.rjust(width) for text, width in zip(line, widths, strict=True)]
+        print("  ".join([line[0].ljust(widths[0]), *cells[1:]]))
+
+
+def show_chart(title: str, bars: dict[str, float], unit: str) -> None:
+    print("\n```mermaid\nxychart-beta horizontal")
+    print(f'    title "{title}"')
+    names = ", ".join(f'"{name}"' for name in bars)
+    print(f"    x-axis [{names}]")
+    print(f'    y-axis "{unit}"')
+    print(f"    bar [{', '.join(f'{number:.0f}' for number in bars.values())}]\n```")
+
+
+# --- messages
+
+WAYS = {
+    "queue": "multiprocessing.Queue",
+    "pipe": "multiprocessing.Pipe",
+    "socket": "Unix datagram socket",
+    "zeromq": "ZeroMQ PUSH/PULL, ipc://",
+    "redis": "Redis list",
+    "redis-100": "Redis list, 100 a round trip",
+}
+NEEDS = {"zeromq": ["zmq"], "redis": ["redis"], "redis-100": ["redis"]}
+ONE_PROGRAM = ("queue", "pipe")
+
+
+def span(lines: list[str]) -> float:
+    """Seconds from the first of these lines to the last, by the times in them."""
+
+    def seconds_of(line: str) -> float:
+        hours, minutes, seconds = line.partition(" ")[0].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+    return (seconds_of(lines[-1]) - seconds_of(lines[0])) % 86400
+
+
+def timed_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line[2:3] == ":" == line[5:6]]
+
+
+def rate(server: list[str], client: list[str] | None, count: int) -> float:
+    """Messages a second, from the first line that the server prints to the last."""
+    with serving(server) as (process, path):
+        sender = start(client) if client else None
         process.wait()
-        return count / (time.perf_counter() - begin)
+        lines = timed_lines(path)
+        if sender:
+            sender.wait()
+    assert len(lines) == count, f"{len(lines)} of {count} messages: {server}"
+    return (count - 1) / span(lines)
 
 
-def pair_rate(api: str, count: int = COUNT) -> float:
-    server = script(api, "msq", "server", "-c", count)
-    return message_rate(server, script(api, "msq", "client", "-q", "-i", 0, "-c", count), count)
+def pair_rate(variant: Variant, api: str, count: int = 100_000) -> float:
+    server = variant.script(api, "msq", "server", "-c", count)
+    client = variant.script(api, "msq", "client", "-q", "-i", 0, "-c", count)
+    return rate(server, client, count)
 
 
-def peer_rate(peer: str, api: str) -> float:
+def peer_rate(_: Variant, peer: str, api: str, count: int = 200_000) -> float:
     thing = OBJECT[api][1]
-    rate = message_rate(
-        [peer, api, "server", thing, str(COUNT)], [peer, api, "client", thing, str(COUNT)]
-    )
-    run(script(api, "msq", "server", "--clean"))
-    return rate
+    try:
+        return rate(
+            [peer, api, "server", thing, str(count)],
+            [peer, api, "client", thing, str(count)],
+            count,
+        )
+    finally:
+        clean(_, "msq")  # it has no start line of its own, and sizes of its own
 
 
-def socket_rate(count: int = COUNT // 2) -> float:
-    path = str(folder / "socket")
-    argv = [PYTHON, str(HERE / "others.py"), "socket"]
-    server, client = ([*argv, side, path, str(count)] for side in ("server", "client"))
-    rate = message_rate(server, client, count)
-    os.unlink(path)
-    return rate
+def other_rate(variant: Variant, way: str) -> float:
+    count = 20_000 if way == "redis" else 100_000
+    argv = variant.other("messages", way)
+    server, client = ([*argv, side, folder / "way", str(count)] for side in ("server", "client"))
+    return rate(list(map(str, server)), None if way in ONE_PROGRAM else client, count)
 
 
-def queue_rate(count: int = COUNT // 2) -> float:
-    return count / run([PYTHON, str(HERE / "others.py"), "queue", str(count)])
+class Killed:
+    """What is lost of the messages sent, when a side is killed while messages wait.
+
+    When the first message has been printed, the server is stopped, and the client sends until there
+    is no more room. Then a side is killed, or both, and the server goes on, or a new one starts.
+    What counts as sent is what the call that sends it has returned for.
+    """
+
+    def __init__(self, variant: Variant, way: str, count: int = 2050) -> None:
+        self.count, self.way, self.sent, self.out = count, way, folder / "sent", folder / "out"
+        if way in APIS:
+            self.server_argv = variant.script(way, "msq", "server")
+            self.client_argv = variant.script(way, "msq", "client", "--stdin")
+        else:
+            argv = variant.other("messages", way)
+            self.server_argv = [*argv, "server", str(folder / "way"), "1000000"]
+            self.client_argv = [*argv, "client", str(folder / "way"), str(count), "loud"]
+        self.variant = variant
+
+    def start_server(self) -> int:
+        before = self.out.read_text().count("start")
+        with self.out.open("ab") as file:
+            self.processes.append(start(self.server_argv, stdout=file, stderr=-3))
+        until(lambda: self.out.read_text().count("start") > before)
+        return self.processes[-1].pid
+
+    def settle(self, path: Path) -> None:
+        """Until nothing has been written for half a second."""
+        since, size = time.monotonic(), -1
+        while time.monotonic() - since < 0.5:
+            if path.stat().st_size != size:
+                since, size = time.monotonic(), path.stat().st_size
+            time.sleep(0.01)
+
+    def lost(self, victim: str) -> str:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.out.write_bytes(b"")
+        one = self.way in ONE_PROGRAM
+        server = 0 if one else self.start_server()
+        with self.sent.open("wb") as file, self.out.open("ab") as out:
+            # into `sent` goes a line for each message that the client has sent
+            options = {"stdout": file, "stderr": -3} if self.way in APIS else {"stderr": file}
+            if one:
+                options["stdout"] = out
+            client = start(self.client_argv, stdin=subprocess.PIPE, **options)
+        self.processes.append(client)
+        lines = [b'{"count": %d}\n' % number for number in range(1, self.count + 1)]
+        if self.way in APIS:  # the others make their own
+            client.stdin.write(lines[0])
+            client.stdin.flush()
+        until(lambda: "count" in self.out.read_text() or self.way == "redis-100")
+        time.sleep(0.2)  # until it waits for the next
+        if one:
+            server = int(re.search(r"server (\d+)", self.sent.read_text())[1])
+        os.kill(server, signal.SIGSTOP)
+        client.stdin.write(b"".join(lines[1:]) if self.way in APIS else b"\n")
+        client.stdin.close()
+        self.settle(self.sent)
+        family = children(client.pid)
+        if victim in ("sender", "both"):
+            client.kill()
+        if victim in ("receiver", "both"):
+            os.kill(server, signal.SIGKILL)
+        if victim == "both":
+            for pid in family:
+                kill(pid)
+        sent = set(re.findall(r"(?m)^(?:.*'count': )?(\d+)\}?$", self.sent.read_text()))
+        if victim == "sender":
+            os.kill(server, signal.SIGCONT)
+        elif not one:
+            self.start_server()
+        self.settle(self.out)
+        failed = victim == "receiver" and client.poll() not in (None, 0)
+        printed = set(re.findall(r"'count': (\d+)", self.out.read_text()))
+        for pid in family:
+            kill(pid)
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        clean(self.variant, "msq")
+        lost = len(sent - printed)
+        text = f"{lost:,} of {len(sent):,}"
+        return f"{text}; the sender fails" if failed else text
 
 
-def delays(server: list[str]) -> tuple[float, float]:
-    """From a send to its printed line, one message at a time: p50 and p99 in microseconds."""
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def ways_here(variants: list[Variant], ways: list[str], has_redis: bool) -> list[str]:
+    """Those that are installed; a word for each that is not."""
+    found = []
+    for way in ways:
+        lacking = [v.python for v in variants if not v.has(*NEEDS.get(way, ["os"]))]
+        if lacking:
+            print(f"({way} is left out: {lacking[0]} has no module {NEEDS[way][0]})")
+        elif way.startswith("redis") and not has_redis:
+            print(f"({way} is left out: there is no redis-server)")
+        else:
+            found.append(way)
+    return found
+
+
+def measure_messages(bench: "Bench") -> None:
+    with redis(folder / "way") as has_redis:
+        contestants = {
+            f"C, {title}": Contestant(
+                functools.partial(peer_rate, peer=bench.peer, api=api), "tool"
+            )
+            for api, title in APIS.items()
+            if bench.peer
+        }
+        for api, title in APIS.items():
+            contestants[f"the scripts, {title}"] = Contestant(functools.partial(pair_rate, api=api))
+        others = ways_here(bench.variants, list(WAYS), has_redis)
+        for way in others:
+            contestants[WAYS[way]] = Contestant(functools.partial(other_rate, way=way), "python")
+        found = take_turns(contestants, bench.variants, bench.rounds)
+        losses = {}
+        for way in [*APIS, *others]:
+            killed = Killed(bench.variants[-1], way)
+            name = f"the scripts, {APIS[way]}" if way in APIS else WAYS[way]
+            losses[name] = [killed.lost(victim) for victim in ("sender", "receiver", "both")]
+    rows = []
+    for name, rates in found.items():
+        beside = found.get("C, System V" if "System V" in name else "C, POSIX")
+        cells = [
+            value(f"{number:,.0f}", number / beside[v] if beside else None)
+            for v, number in rates.items()
+        ]
+        rows.append([name, *cells, *losses.get(name, ["", "", ""])])
+    heads = [f"messages a second{bench.of_label(v)} (of C)" for v in bench.variants]
+    lost = ["lost: sender killed", "lost: receiver killed", "lost: both killed"]
+    bench.table(["messages", *heads, *lost], rows)
+    if bench.markdown:
+        last = bench.variants[-1]
+        bars = {name: rates[last] / 1000 for name, rates in found.items()}
+        show_chart("messages, in thousands a second", bars, "thousands a second")
+    for title in APIS.values():
+        name = f"the scripts, {title}"
+        if bench.peer:
+            bench.reach(f"{title} queue, of the same in C", found[name], found[f"C, {title}"], 0.45)
+        for way in others:
+            if losses[WAYS[way]][2].startswith(("0 of", "1 of")):
+                best = f"{title} queue, of {WAYS[way]}, which keeps messages too"
+                bench.reach(best, found[name], found[WAYS[way]], 1)
+
+
+def delay(variant: Variant, server: list[str] | None, part: float) -> float:
+    """From a send to its printed line, one message at a time, in microseconds."""
+    argv = server or variant.script("posix", "msq", "server", "-c", 200)
     seconds = []
     read, write = os.pipe()
-    process = start(server, stdout=write)
+    process = start(argv, stdout=write)
     os.close(write)
     os.read(read, 100)
     queue = posix_ipc.MessageQueue(NAME, posix_ipc.O_CREAT)
@@ -148,105 +420,48 @@ def delays(server: list[str]) -> tuple[float, float]:
     process.wait()
     os.close(read)
     seconds.sort()
-    return seconds[len(seconds) // 2] * 1e6, seconds[len(seconds) * 99 // 100] * 1e6
+    return seconds[int(len(seconds) * part)] * 1e6
 
 
-def idle(argvs: dict[str, list[str]], seconds: float = 2) -> dict[str, dict[str, float]]:
-    """Wake-ups a second, milliseconds of CPU a second and KiB of memory, with nothing to do."""
-    processes = {name: start(argv) for name, argv in argvs.items()}
-    time.sleep(0.5)
-
-    def now(pid: int) -> tuple[float, float, float]:
-        status = Path(f"/proc/{pid}/status").read_text()
-        switches = re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", status)
-        memory = re.search(r"VmRSS:\s+(\d+)", status)
-        cpu = Path(f"/proc/{pid}/schedstat").read_text().split()[0]
-        return float(switches[1]), float(cpu) / 1e6, float(memory[1])
-
-    seen = {name: [now(process.pid)] for name, process in processes.items()}
-    for _ in range(ROUNDS):
-        time.sleep(seconds)
-        for name, process in processes.items():
-            seen[name].append(now(process.pid))
-    for process in processes.values():
-        process.kill()
-        process.wait()
-    return {
-        name: {
-            "wake-ups": (turns[-1][0] - turns[0][0]) / seconds / ROUNDS,
-            "cpu": statistics.median(b[1] - a[1] for a, b in itertools.pairwise(turns)) / seconds,
-            "memory": statistics.median(turn[2] for turn in turns[1:]),
-        }
-        for name, turns in seen.items()
-    }
+def measure_delay(bench: "Bench") -> None:
+    rows = []
+    for title, part in (("p50", 0.5), ("p99", 0.99)):
+        contestants = {"scripts": Contestant(functools.partial(delay, server=None, part=part))}
+        if bench.peer:
+            server = [bench.peer, "posix", "server", NAME, "200"]
+            contestants["C"] = Contestant(
+                functools.partial(delay, server=server, part=part), "tool"
+            )
+        found = take_turns(contestants, bench.variants, bench.rounds)
+        beside = found.get("C")
+        rows.append([f"delay, {title}", f"{beside[bench.variants[0]]:.0f} us" if beside else ""])
+        for v, number in found["scripts"].items():
+            rows[-1].append(value(f"{number:.0f} us", number / beside[v] if beside else None))
+        if beside and title == "p50":
+            bench.reach("delay p50, of the same in C", found["scripts"], beside, 1.4, most=True)
+    clean(bench.variants[0], "msq")
+    heads = [f"the scripts{bench.of_label(v)} (of C)" for v in bench.variants]
+    bench.table(["POSIX queue", "in C", *heads], rows)
 
 
-def reading_cost(size: int) -> float:
-    """Microseconds of CPU for a reading of a short text in a segment of that size."""
-    run(script("posix", "shm", "client", "--size", size), stdin=short_text())
-    with serving(script("posix", "shm", "server", "-i0")) as (server, path):
-
-        def now() -> tuple[int, int]:
-            cpu = Path(f"/proc/{server.pid}/schedstat").read_text().split(maxsplit=1)[0]
-            return int(cpu), path.read_bytes().count(b"\n")
-
-        time.sleep(0.1)
-        cpu, readings = now()
-        time.sleep(0.3)
-        cpu_then, readings_then = now()
-    run(script("posix", "shm", "server", "--clean"))
-    return (cpu_then - cpu) / 1e3 / (readings_then - readings)
-
-
-def short_text() -> IO[bytes]:
-    path = folder / "short"
-    path.write_bytes(b"twenty bytes of text\n")
-    return path.open("rb")
-
-
-def large_text() -> Path:
-    path = folder / "large"
-    if not path.exists():
-        path.write_bytes(b"0123456789abcdef" * 2**22 + b"\n")
-    return path
-
-
-def write_and_show() -> float:
-    size = 2**26 + 4096
-    with large_text().open("rb") as file:
-        seconds = run(script("posix", "shm", "client", "--size", size), stdin=file)
-    seconds += run(script("posix", "shm", "server", "-c1"))
-    run(script("posix", "shm", "server", "--clean"))
-    return seconds
-
-
-def copy() -> float:
-    there = Path("/dev/shm") / f"bench-{os.getpid()}-copy"
-    try:
-        return run(["cp", str(large_text()), str(there)])
-    finally:
-        there.unlink(missing_ok=True)
-
-
-def clients_rate(clients: int, peer: str | None = None, count: int = 12_800) -> float:
+def clients_rate(variant: Variant, clients: int, peer: str | None, count: int = 12_800) -> float:
     """Total messages a second, from clients that all send before the server starts and after."""
     if peer:
         client = [peer, "posix", "client", NAME, "1000000"]
         server = [peer, "posix", "server", NAME, str(count)]
     else:
-        client = script("posix", "msq", "client", "-q", "-i", 0, "-c", 1_000_000)
-        server = script("posix", "msq", "server", "-c", count)
+        client = variant.script("posix", "msq", "client", "-q", "-i", 0, "-c", 1_000_000)
+        server = variant.script("posix", "msq", "server", "-c", count)
     processes = [start(client) for _ in range(clients)]
     for process in processes:
-        while not sending(process.pid):
-            time.sleep(0.01)
+        until(functools.partial(sending, process.pid))
     with serving(server) as (process, path):
         process.wait()
     for process in processes:
         process.kill()
         process.wait()
-    run(script("posix", "msq", "server", "--clean"))
-    return count / span(path.read_text().splitlines()[1 : count + 1])
+    clean(variant, "msq")
+    return (count - 1) / span(timed_lines(path)[:count])
 
 
 def sending(pid: int) -> bool:
@@ -255,212 +470,507 @@ def sending(pid: int) -> bool:
     return "mq_timedsend" in where or "wq_sleep" in where
 
 
-def span(lines: list[str]) -> float:
-    """Seconds from the first of these lines to the last, by the times in them."""
-    return (seconds_of(lines[-1]) - seconds_of(lines[0])) % 86400
+def measure_clients(bench: "Bench") -> None:
+    rows = []
+    for number in (1, 64):
+        turns = {"scripts": Contestant(functools.partial(clients_rate, clients=number, peer=None))}
+        if bench.peer:
+            turns["C"] = Contestant(
+                functools.partial(clients_rate, clients=number, peer=bench.peer), "tool"
+            )
+        found = take_turns(turns, bench.variants, bench.rounds)
+        beside = found.get("C")
+        rows.append(
+            [str(number), f"{beside[bench.variants[0]]:,.0f}/s" if beside else ""]
+            + [
+                value(f"{n:,.0f}/s", n / beside[v] if beside else None)
+                for v, n in found["scripts"].items()
+            ]
+        )
+    heads = [f"the scripts{bench.of_label(v)} (of C)" for v in bench.variants]
+    bench.table(["clients of one POSIX queue", "all in C", *heads], rows)
 
 
-def seconds_of(line: str) -> float:
-    """The time in a line that a server printed."""
-    hours, minutes, seconds = line.partition(" ")[0].split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+# --- the newest text
+
+TEXTS = {
+    "shared_memory": "multiprocessing.shared_memory and Lock",
+    "mmap": "a file that both map, flock",
+    "redis": "Redis SET and GET",
+}
 
 
-def message_cost(count: int, size: int = 0) -> float:
+def reading(variant: Variant, api: str | None, way: str, count: int = 2000) -> float:
+    """Microseconds of CPU for a reading of twenty bytes, each printed."""
+
+    def argv(count: int) -> list[str]:
+        if api:
+            return variant.script(api, "shm", "server", "-i", 0, "-c", count)
+        return variant.other("text", way, "reader", text_path(way), count)
+
+    with (folder / "out").open("wb") as out:
+        once, often = (cpu_of(argv(n), way, stdout=out) for n in (1, count + 1))
+    return (often - once) / count * 1e6
+
+
+def cpu_of(argv: list[str], way: str, **options: object) -> float:
+    """Seconds of CPU that a command takes, and the server of Redis for it."""
+
+    def of_redis() -> float:
+        if way != "redis":
+            return 0
+        return int(Path(f"/proc/{redis_pid}/schedstat").read_text().split()[0]) / 1e9
+
+    before = of_redis()
+    process = start(argv, **options)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert status == 0, argv
+    return usage.ru_utime + usage.ru_stime + of_redis() - before
+
+
+def text_path(way: str) -> str:
+    """In memory, as the segment of a script is; /dev/shm is where shared_memory has its own."""
+    return f"/dev/shm{NAME}-{way}" if way != "redis" else str(folder / "way")
+
+
+def writing(variant: Variant, api: str | None, way: str, count: int = 20_000) -> float:
+    """Microseconds of CPU for a text of twenty bytes that comes in a line of standard input."""
+    argv = (
+        variant.script(api, "shm", "client")
+        if api
+        else variant.other("text", way, "writer", text_path(way), 0)
+    )
+    seconds = []
+    for lines in (1, count + 1):
+        path = folder / f"lines-{lines}"
+        if not path.exists():
+            path.write_bytes(b"twenty bytes of text\n" * lines)
+        with path.open("rb") as file:
+            seconds.append(cpu_of(argv, way, stdin=file))
+    return (seconds[1] - seconds[0]) / count * 1e6
+
+
+def cut_short(variant: Variant, api: str | None, way: str, kills: int = 20) -> str:
+    """What a reader finds after a writer of texts of 1 MiB was killed at a random moment."""
+    path = folder / "large"
+    if not path.exists():
+        path.write_bytes(b"".join(letter * 2**20 + b"\n" for letter in (b"a", b"b") * 100))
+    found: dict[str, int] = {"waits for ever": 0, "shows a mix of two": 0, "says so": 0}
+    for _ in range(kills):
+        output = folder / "out"
+        with path.open("rb") as file, output.open("wb") as out:
+            if api:
+                writer = start(variant.script(api, "shm", "client", "--size", ROOM), stdin=file)
+                reader_argv = variant.script(api, "shm", "server", "-c", 1)
+            else:
+                side = "both" if way == "shared_memory" else "writer"
+                writer = start(
+                    variant.other("text", way, side, text_path(way), 1),
+                    stdin=file, stdout=out, stderr=(folder / "pid").open("wb"),
+                )  # fmt: skip
+                reader_argv = variant.other("text", way, "reader", text_path(way), 1)
+        victim = writer.pid
+        if way == "shared_memory":
+            until(lambda: b"\n" in (folder / "pid").read_bytes())
+            victim = int((folder / "pid").read_text().split()[1])
+        time.sleep(random.uniform(0.06, 0.2))
+        kill(victim)
+        if way == "shared_memory":
+            reader = writer
+        else:
+            writer.wait()
+            reader = start(reader_argv, stdout=output.open("wb"))
+        try:
+            reader.wait(3)
+        except subprocess.TimeoutExpired:
+            found["waits for ever"] += 1
+        reader.kill()
+        reader.wait()
+        text = output.read_text()
+        found["says so"] += "(incomplete write)" in text
+        found["shows a mix of two"] += any("ab" in line or "ba" in line for line in text.split())
+        Path(f"/dev/shm{NAME}-shared_memory").unlink(missing_ok=True)
+    said = [f"{what}: {number} of {kills}" for what, number in found.items() if number]
+    return ", ".join(said) or f"a whole text, {kills} of {kills}"
+
+
+ROOM = 2**20 + 8
+
+
+def measure_texts(bench: "Bench") -> None:
+    with redis(folder / "way") as has_redis:
+        names: dict[str, tuple[str | None, str]] = {
+            f"the scripts, {title}": (api, "") for api, title in APIS.items()
+        }
+        names |= {TEXTS[w]: (None, w) for w in ways_here(bench.variants, list(TEXTS), has_redis)}
+        tables = []
+        for measure in (writing, reading):
+            contestants = {
+                name: Contestant(functools.partial(measure, api=api, way=way), bench.kind(api))
+                for name, (api, way) in names.items()
+            }
+            tables.append(take_turns(contestants, bench.variants, bench.rounds))
+        clean(bench.variants[0], "shm")
+        rows = []
+        for name, (api, way) in names.items():
+            cells = [f"{table[name][v]:.1f} us" for v in bench.variants for table in tables]
+            rows.append([name, *cells, cut_short(bench.variants[-1], api, way)])
+            clean(bench.variants[0], "shm")
+    heads = [
+        f"CPU for {what} of 20 bytes{bench.of_label(v)}"
+        for v in bench.variants
+        for what in ("a write", "a reading")
+    ]
+    bench.table(["the newest text", *heads, "a reader after 20 writers were killed"], rows)
+
+
+# --- semaphores
+
+TAKERS = {
+    "posix": "posix_ipc",
+    "sysv": "sysv_ipc, SEM_UNDO",
+    "flock": "fcntl.flock",
+    "multiprocessing": "multiprocessing.Semaphore",
+}
+
+
+def taker_path(way: str) -> str:
+    return OBJECT[way][1] if way in APIS else str(folder / "lock")
+
+
+def taking(variant: Variant, way: str) -> float:
+    argv = variant.other("semaphore", way, taker_path(way), 200_000)
+    return float(subprocess.check_output(argv, env=ENV)) / 1000
+
+
+def holder_killed(variant: Variant, way: str) -> str:
+    """Whether another has it at last, when the one that has it is killed."""
+    argv = variant.other("hold", way, taker_path(way))
+    process = start(argv, stdout=subprocess.PIPE)
+    if way != "multiprocessing":
+        process.stdout.readline()
+        process.kill()
+        process.wait()
+        process = start(argv, stdout=subprocess.PIPE)
+    got = bool(select_readable(process.stdout, 3))
+    process.kill()
+    process.wait()
+    return "given back" if got else "lost"
+
+
+def select_readable(file: object, seconds: float) -> object:
+    import select
+
+    return select.select([file], [], [], seconds)[0]
+
+
+def command(variant: Variant, way: str, *words: str) -> list[str]:
+    if way == "flock(1)":
+        return ["flock", str(folder / "lock"), *words]
+    return variant.script(way, "sem", "client", "-w", "--", *words)
+
+
+def command_killed(variant: Variant, way: str) -> str:
+    clean(variant, "sem")
+    if way == "posix":
+        posix_ipc.Semaphore(NAME, posix_ipc.O_CREX, initial_value=1).close()
+    elif way == "sysv":
+        sysv_ipc.Semaphore(int(KEY), sysv_ipc.IPC_CREX).release()  # from 0: no opener is too early
+    process = start(command(variant, way, "sleep", "1000"))
+
+    def family() -> list[int]:
+        return [process.pid, *children(process.pid)]
+
+    until(lambda: any(Path(f"/proc/{p}/comm").read_text() == "sleep\n" for p in family()))
+    for pid in family():
+        kill(pid)
+    process.wait()
+    process = start(command(variant, way, "true"), stderr=-3)
+    try:
+        process.wait(3)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return "lost"
+    return "given back"
+
+
+def measure_semaphores(bench: "Bench") -> None:
+    contestants = {
+        name: Contestant(functools.partial(taking, way=way), "python")
+        for way, name in TAKERS.items()
+    }
+    clean(bench.variants[0], "sem")
+    found = take_turns(contestants, bench.variants, bench.rounds)
+    rows = []
+    for way, name in TAKERS.items():
+        cells = [f"{found[name][v]:.2f} us" for v in bench.variants]
+        rows.append([name, *cells, holder_killed(bench.variants[-1], way)])
+    heads = [f"taken and given back{bench.of_label(v)}" for v in bench.variants]
+    bench.table(["in one process", *heads, "its holder is killed"], rows)
+
+    clean(bench.variants[0], "sem")
+    ways = {f"{api}_sem_client -w -- true": api for api in APIS}
+    if shutil.which("flock"):
+        ways["flock(1) FILE true"] = "flock(1)"
+    else:
+        print("(flock(1) is left out: it is not installed)")
+    contestants = {
+        name: Contestant(lambda v, way=way: run(command(v, way, "true")), bench.kind(way))
+        for name, way in ways.items()
+    }
+    contestants["python -c pass"] = Contestant(lambda v: run([v.python, "-c", "pass"]), "python")
+    found = take_turns(contestants, bench.variants, bench.rounds * 3)
+    rows = []
+    for name in found:
+        way = ways.get(name)
+        killed = command_killed(bench.variants[-1], way) if way else ""
+        rows.append([name, *(f"{found[name][v] * 1e3:.1f} ms" for v in bench.variants), killed])
+    heads = [f"takes{bench.of_label(v)}" for v in bench.variants]
+    bench.table(["as a command", *heads, "it and its command are killed"], rows)
+    clean(bench.variants[0], "sem")
+
+
+# --- one process
+
+
+def measure_starts(bench: "Bench") -> None:
+    def one_message(variant: Variant, api: str) -> float:
+        seconds = run(variant.script(api, "msq", "client", "-q", "-c", 1))
+        clean(variant, "msq")
+        return seconds
+
+    contestants = {"python -c pass": Contestant(lambda v: run([v.python, "-c", "pass"]), "python")}
+    for api in APIS:
+        contestants[f"{api}_msq_client -c 1"] = Contestant(functools.partial(one_message, api=api))
+        contestants[f"{api}_sem_client -r"] = Contestant(
+            lambda v, api=api: run(v.script(api, "sem", "client", "-r"))
+        )
+        start(bench.variants[0].script(api, "sem", "client")).wait()
+    found = take_turns(contestants, bench.variants, bench.rounds * 3)
+    clean(bench.variants[0], "sem")
+    beside = found["python -c pass"]
+    rows = [
+        [name, *(value(f"{n * 1e3:.1f} ms", n / beside[v]) for v, n in numbers.items())]
+        for name, numbers in found.items()
+    ]
+    heads = [f"takes{bench.of_label(v)} (of pass)" for v in bench.variants]
+    bench.table(["a client that does one thing", *heads], rows)
+    for name, numbers in found.items():
+        if name != "python -c pass":
+            bench.reach(f"{name}, of python -c pass", numbers, beside, 2.2, most=True)
+
+
+def measure_idle(bench: "Bench", seconds: float = 10) -> None:
+    """Wake-ups a second, milliseconds of CPU a second and MiB of memory, with nothing to do."""
+    titles = {"python": "a bare interpreter"}
+    titles |= {f"{api} {p}": f"{api}_{p}_server" for api in APIS for p in ("msq", "sem")}
+    processes = {}
+    for index, v in enumerate(bench.variants):
+        sleeping = [v.python, "-c", "import time; time.sleep(1000)"]
+        for name in titles:
+            argv = v.script(*name.split(), "server") if name != "python" else sleeping
+            if name != "python":  # each variant has objects of its own
+                argv[3] = f"{NAME}-{index}" if name.startswith("posix") else str(int(KEY) + index)
+            processes[name, v] = (start(argv), argv)
+    time.sleep(1)
+
+    def now(pid: int) -> tuple[float, float, float]:
+        status = Path(f"/proc/{pid}/status").read_text()
+        switches = re.search(r"\nvoluntary_ctxt_switches:\s+(\d+)", status)
+        memory = re.search(r"VmRSS:\s+(\d+)", status)
+        cpu = Path(f"/proc/{pid}/schedstat").read_text().split()[0]
+        return float(switches[1]), float(cpu) / 1e6, float(memory[1]) / 1024
+
+    before = {key: now(process.pid) for key, (process, _) in processes.items()}
+    time.sleep(seconds)
+    found = {}
+    for key, (process, argv) in processes.items():
+        then = now(process.pid)
+        found[key] = [(b - a) / seconds for a, b in zip(before[key], then, strict=True)][:2]
+        found[key].append(then[2])
+        process.kill()
+        process.wait()
+        if key[0] != "python":
+            start([*argv, "--clean"]).wait()
+    rows = []
+    for name, title in titles.items():
+        row = [title]
+        for v in bench.variants:
+            wakes, cpu, memory = found[name, v]
+            bare = found["python", v][2]
+            row += [value(f"{memory:.1f} MiB", memory / bare), f"{wakes:.1f}/s", f"{cpu:.2f} ms/s"]
+        rows.append(row)
+    whats = ("memory", "wake-ups", "CPU")
+    heads = [f"{what}{bench.of_label(v)}" for v in bench.variants for what in whats]
+    bench.table(["with nothing to do", *heads], rows)
+
+
+# --- whether it stays so
+
+
+def message_cost(variant: Variant, count: int, size: int) -> float:
     """Microseconds a message: {"count": 1} and so on, or of that size."""
-    client = script("posix", "msq", "client", "-q", "-i", 0, "-c", count)
+    client = variant.script("posix", "msq", "client", "-q", "-i", 0, "-c", count)
     body = folder / "lines"
     body.write_text(('"' + "x" * (size - 2) + '"\n') * (count if size else 0))
-    with serving(script("posix", "msq", "server", "-c", count)) as (process, path):
-        start([*client, "--stdin"] if size else client, stdin=body.open("rb"))
+    with serving(variant.script("posix", "msq", "server", "-c", count)) as (process, path):
+        with body.open("rb") as file:
+            sender = start([*client, "--stdin"] if size else client, stdin=file)
         process.wait()
-        return span(path.read_text().splitlines()[1:-1]) / count * 1e6
+        sender.wait()
+        return span(timed_lines(path)) / (count - 1) * 1e6
 
 
-def long_run(count: int) -> list[float]:
-    """Microseconds a message in each fifth of one long run, which are the rounds here."""
-    with serving(script("posix", "msq", "server", "-c", count)) as (process, path):
-        start(script("posix", "msq", "client", "-q", "-i", 0, "-c", count))
+def long_run(variant: Variant, count: int = 1_000_000) -> float:
+    """The last fifth of a long run, in times of the first."""
+    with serving(variant.script("posix", "msq", "server", "-c", count)) as (process, path):
+        start(variant.script("posix", "msq", "client", "-q", "-i", 0, "-c", count))
         process.wait()
-        lines = path.read_text().splitlines()[1:-1]
-    fifth = count // ROUNDS
-    return [span(lines[n * fifth : (n + 1) * fifth]) / fifth * 1e6 for n in range(ROUNDS)]
+        lines = timed_lines(path)
+    fifth = count // 5
+    return span(lines[-fifth:]) / span(lines[:fifth])
 
 
-# --- the table
+def large_segment(variant: Variant, size: int) -> float:
+    """Microseconds for a reading of twenty bytes in a segment of that size."""
+    path = folder / "short"
+    path.write_bytes(b"twenty bytes of text\n")
+    with path.open("rb") as file:
+        run(variant.script("posix", "shm", "client", "--size", size), stdin=file)
+    microseconds = reading(variant, "posix", "")
+    clean(variant, "shm")
+    return microseconds
 
 
-def row(what: str, beside: str, value: str, ratio: float, reach: str, good: bool) -> list[str]:
-    bar = "#" * min(30, max(1, round(ratio * 10)))
-    return [what, value, beside, f"{ratio:.2f}", reach, "yes" if good else "NO", bar]
-
-
-def measure(peer: str | None) -> Iterator[list[str]]:
-    rates: dict[str, Callable[[], float]] = {}
-    for api in OBJECT:
-        rates[api] = functools.partial(pair_rate, api)
-        if peer:
-            rates[f"C {api}"] = functools.partial(peer_rate, peer, api)
-    rates["queue"], rates["socket"] = queue_rate, socket_rate
-    found = take_turns(rates)
-    for api, goal in (("posix", 0.7), ("sysv", 0.25)):
-        value = f"{found[api]:,.0f}/s"
-        for beside, name, reach in (
-            (f"C {api}", "the same in C", goal),
-            ("queue", "multiprocessing.Queue", 1.5),
-            ("socket", "Unix datagram socket", None),
-        ):
-            if beside in found:
-                ratio = found[api] / found[beside]
-                goal_text = f"at least {reach}" if reach else ""
-                yield row(
-                    f"messages, {api}", f"{name}: {found[beside]:,.0f}/s", value, ratio,
-                    goal_text, not reach or ratio >= reach,
-                )  # fmt: skip
-
-    servers = {"Python": script("posix", "msq", "server", "-c", 200)}
-    if peer:
-        servers["C"] = [peer, "posix", "server", NAME, "200"]
-    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
-    for _ in range(ROUNDS):
-        for name, argv in servers.items():
-            turns[name].append(delays(argv))
-    medians = {
-        name: [statistics.median(values) for values in zip(*pairs, strict=True)]
-        for name, pairs in turns.items()
+def measure_sizes(bench: "Bench") -> None:
+    contestants = {
+        "a message of 12 bytes": Contestant(functools.partial(message_cost, count=20_000, size=12)),
+        "a message of 4,096 bytes": Contestant(
+            functools.partial(message_cost, count=20_000, size=4096)
+        ),
+        "a message of 8,192 bytes": Contestant(
+            functools.partial(message_cost, count=20_000, size=8192)
+        ),
+        "a reading of 20 bytes in 4 KiB": Contestant(functools.partial(large_segment, size=4096)),
+        "a reading of 20 bytes in 1 GiB": Contestant(functools.partial(large_segment, size=2**30)),
     }
-    if peer:
-        for index, (name, reach) in enumerate((("p50", 1.5), ("p99", None))):
-            ratio = medians["Python"][index] / medians["C"][index]
-            yield row(
-                f"delay, {name}", f"the same in C: {medians['C'][index]:.0f} us",
-                f"{medians['Python'][index]:.0f} us", ratio,
-                f"at most {reach}" if reach else "", not reach or ratio <= reach,
-            )  # fmt: skip
-    run(script("posix", "msq", "server", "--clean"))
-
-    for api in OBJECT:
-        start(script(api, "sem", "client")).wait()
-    found = take_turns(
-        {
-            "posix": lambda: run(script("posix", "sem", "client", "-r")),
-            "sysv": lambda: run(script("sysv", "sem", "client", "-r")),
-            "python": lambda: run([PYTHON, "-c", "pass"]),
-        },
-        rounds=15,
+    found = take_turns(contestants, bench.variants, bench.rounds)
+    rows = [[n, *(f"{number:.1f} us" for number in row.values())] for n, row in found.items()]
+    long = take_turns({"long": Contestant(long_run)}, bench.variants, 1)["long"]
+    rows.append(
+        ["the last 200,000 of a million, of the first", *(f"{n:.2f}" for n in long.values())]
     )
-    for api in OBJECT:
-        ratio = found[api] / found["python"]
-        yield row(
-            f"{api}_sem_client -r", f"python -c pass: {found['python'] * 1e3:.0f} ms",
-            f"{found[api] * 1e3:.0f} ms", ratio, "at most 2.5", ratio <= 2.5,
-        )  # fmt: skip
-
-    argvs = {f"{api}_msq_server": script(api, "msq", "server") for api in OBJECT}
-    argvs |= {f"{api}_sem_server": script(api, "sem", "server") for api in OBJECT}
-    argvs["python"] = [PYTHON, "-c", "import time; time.sleep(60)"]
-    found_idle = idle(argvs)
-    bare = found_idle["python"]["memory"]
-    for name, values in found_idle.items():
-        if name != "python":
-            yield row(
-                f"idle {name}: memory", f"a bare interpreter: {bare / 1024:.1f} MiB",
-                f"{values['memory'] / 1024:.1f} MiB", values["memory"] / bare,
-                "at most 1.5", values["memory"] <= bare * 1.5,
-            )  # fmt: skip
-            yield row(
-                f"idle {name}: wake-ups", f"CPU: {values['cpu']:.2f} ms a second",
-                f"{values['wake-ups']:.1f}/s", values["wake-ups"],
-                "about 1", values["wake-ups"] <= 1.6,
-            )  # fmt: skip
-
-    found = take_turns({"small": lambda: reading_cost(4096), "large": lambda: reading_cost(2**30)})
-    ratio = found["large"] / found["small"]
-    yield row(
-        "reading 20 bytes of 1 GiB", f"of 4 KiB: {found['small']:.0f} us",
-        f"{found['large']:.0f} us", ratio, "at most 1.2", ratio <= 1.2,
-    )  # fmt: skip
-
-    found = take_turns({"script": write_and_show, "cp": copy})
-    ratio = found["script"] / found["cp"]
-    yield row(
-        "writing and showing 64 MiB", f"cp to /dev/shm: {found['cp'] * 1e3:.0f} ms",
-        f"{found['script'] * 1e3:.0f} ms", ratio, "at most 3", ratio <= 3,
-    )  # fmt: skip
-
-    turns_of = {str(n): functools.partial(clients_rate, n) for n in (1, 4, 16, 64)}
-    if peer:
-        turns_of |= {f"C {n}": functools.partial(clients_rate, n, peer) for n in (1, 64)}
-    found = take_turns(turns_of)
-    for number in ("4", "16", "64"):
-        ratio = found[number] / found["1"]
-        yield row(
-            f"messages, {number} clients", f"one client: {found['1']:,.0f}/s",
-            f"{found[number]:,.0f}/s", ratio,
-            "at least 0.8" if number == "64" else "", number != "64" or ratio >= 0.8,
-        )  # fmt: skip
-    if peer:
-        yield row(
-            "messages, 64 clients, all in C", f"one client: {found['C 1']:,.0f}/s",
-            f"{found['C 64']:,.0f}/s", found["C 64"] / found["C 1"], "", True,
-        )  # fmt: skip
-
-    found = take_turns(
-        {
-            **{str(n): functools.partial(message_cost, n) for n in (1000, 10_000)},
-            "half": lambda: message_cost(10_000, 4096),
-            "bytes": lambda: message_cost(10_000, 8192),
-        }
-    )
-    found["1000000"] = statistics.median(long_run(1_000_000))
-    for number in (10_000, 1_000_000):
-        ratio = found[str(number)] / found["1000"]
-        yield row(
-            f"a message of {number:,}", f"of 1,000: {found['1000']:.1f} us",
-            f"{found[str(number)]:.1f} us", ratio, "flat", ratio <= 1.3,
-        )  # fmt: skip
-    for beside, what, reach in (("1000", "12", None), ("half", "4,096", 2)):
-        ratio = found["bytes"] / found[beside]
-        yield row(
-            "a message of 8,192 bytes", f"of {what} bytes: {found[beside]:.1f} us",
-            f"{found['bytes']:.1f} us", ratio, f"at most {reach}" if reach else "",
-            not reach or ratio <= reach,
-        )  # fmt: skip
+    clean(bench.variants[0], "msq")
+    bench.table(["POSIX", *(f"costs{bench.of_label(v)}" for v in bench.variants)], rows)
 
 
-def table(markdown: bool) -> None:
-    """Measure, and print as it goes: in a process group that ends as one."""
+# --- the whole
+
+PARTS: dict[str, Callable[["Bench"], None]] = {
+    "messages": measure_messages,
+    "delay": measure_delay,
+    "clients": measure_clients,
+    "texts": measure_texts,
+    "semaphores": measure_semaphores,
+    "starts": measure_starts,
+    "idle": measure_idle,
+    "sizes": measure_sizes,
+}
+
+
+class Bench:
+    def __init__(self, variants: list[Variant], rounds: int, markdown: bool) -> None:
+        self.variants, self.rounds, self.markdown = variants, rounds, markdown
+        self.peer = compiled()
+        self.reached: list[list[str]] = []
+
+    def of_label(self, variant: Variant) -> str:
+        return f", {variant.label}" if len(self.variants) > 1 else ""
+
+    @staticmethod
+    def kind(way: str | None) -> str:
+        return {None: "python", "flock(1)": "tool"}.get(way, "scripts")
+
+    def table(self, heads: list[str], rows: list[list[str]]) -> None:
+        show_table(heads, rows, self.markdown)
+
+    def reach(
+        self,
+        what: str,
+        found: dict[Variant, float],
+        beside: dict[Variant, float],
+        goal: float,
+        most: bool = False,
+    ) -> None:
+        ratios = {v: found[v] / beside[v] for v in self.variants}
+        cells = []
+        for ratio in ratios.values():
+            good = ratio <= goal if most else ratio >= goal
+            cells.append(f"{ratio:.2f}, {'yes' if good else 'NO'}")
+        self.reached.append([what, f"at {'most' if most else 'least'} {goal}", *cells])
+
+    def run(self, parts: list[str]) -> None:
+        """Measure, and print as it goes: in a process group that ends as one."""
+        load = os.getloadavg()[0]
+        print(
+            f"Linux {platform.release()}, {os.cpu_count()} cores (load {load:.1f} before), "
+            f"{', '.join(v.label for v in self.variants)}; medians of {self.rounds} rounds"
+        )
+        if not self.peer:
+            print("(no C compiler, so nothing beside C)")
+        for part in parts:
+            PARTS[part](self)
+        if self.reached:
+            heads = [f"reached{self.of_label(v)}" for v in self.variants]
+            self.table(["ratio", "to reach", *heads], self.reached)
+
+
+def work(variants: list[Variant], parts: list[str], rounds: int, markdown: bool) -> None:
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
-    heads = ["measured", "here", "beside", "ratio", "to reach", "reached", ""]
-    print(
-        f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores; "
-        f"medians of {ROUNDS} rounds\n"
+    Bench(variants, rounds, markdown).run(parts)
+
+
+def version(python: str) -> str:
+    text = subprocess.check_output(
+        [python, "-c", "import platform as p; print(p.python_version())"]
     )
-    if markdown:
-        print("|", " | ".join(heads[:-1]), "|\n" + "| --- " * 6 + "|")
-    else:
-        print(f"{heads[0]:34}{heads[1]:>13}  {heads[2]:36}{heads[3]:>6}  {heads[4]}")
-    peer = compiled()
-    if not peer:
-        print("(no C compiler, so nothing beside C)")
-    for what, here, beside, ratio, reach, reached, bar in measure(peer):
-        if markdown:
-            print("|", " | ".join([what, here, beside, ratio, reach, reached]), "|")
-        else:
-            mark = "" if reached == "yes" else "  <- not reached"
-            print(f"{what:34}{here:>13}  {beside:36}{ratio:>6}  {reach:13}{bar}{mark}")
+    return f"Python {text.decode().strip()}"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("format", nargs="?", choices=["markdown"], help="print tables for a page")
+    add("--python", action="append", metavar="PATH", help="an interpreter with both packages")
+    add("--scripts", action="append", metavar="LABEL=FOLDER", help="scripts, such as older ones")
+    add("--only", action="append", choices=PARTS, help="measure only that part")
+    add("--rounds", type=int, default=5, help="how many rounds (default: %(default)s)")
+    return parser.parse_args()
 
 
 def main() -> int:
     global folder  # noqa: PLW0603
     sys.stdout.reconfigure(line_buffering=True)
+    args = arguments()
+    folders = [
+        text.split("=", 1) for text in args.scripts or [f"={HERE.parent.parent / 'scripts'}"]
+    ]
+    variants = [
+        Variant(f"{version(python)} {label}".strip(), python, Path(path))
+        for python, (label, path) in itertools.product(args.python or [sys.executable], folders)
+    ]
     noted: list[int] = []
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # until there is a group to end
         worker = multiprocessing.get_context("fork").Process(
-            target=table, args=(sys.argv[1:] == ["markdown"],)
+            target=work,
+            args=(variants, args.only or list(PARTS), args.rounds, args.format == "markdown"),
         )
         worker.start()
         os.setpgid(worker.pid, worker.pid)
@@ -474,9 +984,17 @@ def main() -> int:
             signal.signal(number, end)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
         worker.join()
-        for api in OBJECT:
-            for primitive in ("msq", "shm", "sem"):
-                start(script(api, primitive, "server", "--clean"), start_new_session=True).wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)  # what a worker that failed has left
+        for index, api, primitive in itertools.product(
+            range(-1, len(variants)), OBJECT, ("msq", "shm", "sem")
+        ):
+            argv = variants[0].script(api, primitive, "server", "--clean")
+            if index >= 0:
+                argv[3] = f"{NAME}-{index}" if api == "posix" else str(int(KEY) + index)
+            start(argv, start_new_session=True).wait()
+        for thing in Path("/dev/shm").glob(f"{NAME[1:]}-*"):
+            thing.unlink()
     return 128 + noted[0] if noted else worker.exitcode or 0
 
 

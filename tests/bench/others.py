@@ -1,50 +1,314 @@
-"""Other ways from process to process in Python, with the same JSON and the same printing.
+"""The other ways from process to process in Python that `make bench` puts beside the scripts.
 
-others.py queue COUNT                    multiprocessing.Queue, server and client
-others.py socket server|client PATH COUNT    a Unix datagram socket
+others.py messages WAY server|client PATH COUNT [loud]
+                             WAY is queue, pipe, socket, zeromq, redis or redis-100
+others.py text WAY reader|writer PATH COUNT
+                             WAY is shared_memory, mmap or redis
+others.py semaphore WAY PATH COUNT
+                             WAY is posix, sysv, flock or multiprocessing
+others.py hold WAY PATH      takes a semaphore, prints a line, and keeps it
+
+The messages are the same JSON, and each is decoded and printed as the scripts do it, one write(2)
+a message. A `loud` client prints the number of each message when the call that sends it has
+returned, and waits for a line of standard input after the first. A queue and a pipe of
+multiprocessing have no name: client and server are one program.
 """
 
+import contextlib
+import fcntl
+import functools
 import json
+import mmap
 import multiprocessing
+import os
 import socket
+import struct
 import sys
-from datetime import datetime
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, shared_memory
 
-sys.stdout.reconfigure(line_buffering=True)
+Send = Callable[[bytes], object]
+Receive = Callable[[], bytes]
 
-
-def show(body: bytes) -> None:
-    value = json.loads(body)
-    print(f"{datetime.now().time().isoformat('microseconds')} {value!r}")
-
-
-def serve_queue(queue: "multiprocessing.Queue[bytes]") -> None:
-    while body := queue.get():
-        show(body)
+clock = functools.lru_cache(1)(lambda now: time.strftime("%H:%M:%S", time.localtime(now)))
 
 
-def main() -> None:
-    if sys.argv[1] == "queue":
-        queue: multiprocessing.Queue[bytes] = multiprocessing.Queue()
-        server = multiprocessing.Process(target=serve_queue, args=(queue,))
-        server.start()
-        for number in range(1, int(sys.argv[2]) + 1):
-            queue.put(json.dumps({"count": number}).encode())
-        queue.put(b"")
-        server.join()
-        return
-    side, path, count = sys.argv[2], sys.argv[3], int(sys.argv[4])
+def line(text: str) -> None:
+    now, fraction = divmod(time.time_ns(), 10**9)
+    os.write(1, f"{clock(now)}.{fraction // 1000:06} {text}\n".encode())
+
+
+# --- messages
+
+
+def socket_server(path: str) -> Receive:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    if side == "server":
-        sock.bind(path)
-        print("start")
-        for _ in range(count):
-            show(sock.recv(8192))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # of a server that was killed
+    sock.bind(path)
+    return lambda: sock.recv(8192)
+
+
+def socket_client(path: str) -> Send:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.connect(path)
+    return sock.send
+
+
+def zeromq_server(path: str) -> Receive:
+    import zmq
+
+    sock = zmq.Context.instance().socket(zmq.PULL)
+    # With a limit, libzmq stops reading while the server is behind, and when the client ends
+    # meanwhile, it closes the connection with what is unread (libzmq, issue 4660). The client's
+    # LINGER, which is without end by default, cannot help that.
+    sock.setsockopt(zmq.RCVHWM, 0)
+    sock.bind(f"ipc://{path}")
+    return sock.recv
+
+
+def zeromq_client(path: str) -> Send:
+    import zmq
+
+    sock = zmq.Context.instance().socket(zmq.PUSH)
+    sock.connect(f"ipc://{path}")
+    return sock.send
+
+
+def redis_of(path: str):
+    import redis
+
+    return redis.Redis(unix_socket_path=f"{path}.redis")
+
+
+def redis_server(path: str) -> Receive:
+    database = redis_of(path)
+    return lambda: database.blpop("queue")[1]
+
+
+def redis_client(path: str) -> Send:
+    database = redis_of(path)
+    return lambda body: database.rpush("queue", body)
+
+
+def redis_100_server(path: str) -> Receive:
+    """Whatever waits, up to 100 messages a round trip."""
+    database = redis_of(path)
+    taken: Iterator[bytes] = iter(())
+
+    def receive() -> bytes:
+        nonlocal taken
+        for body in taken:
+            return body
+        _name, bodies = database.blmpop(0, 1, "queue", direction="LEFT", count=100)
+        taken = iter(bodies)
+        return next(taken)
+
+    return receive
+
+
+def redis_100_client(path: str) -> Send:
+    """100 messages a round trip: each waits for the hundredth."""
+    database = redis_of(path)
+    waiting: list[bytes] = []
+
+    def send(body: bytes) -> None:
+        waiting.append(body)
+        if len(waiting) == 100:
+            database.rpush("queue", *waiting)
+            waiting.clear()
+
+    return send
+
+
+def serve(receive: Receive, count: int) -> None:
+    os.write(1, b"start\n")
+    for _ in range(count):
+        line(repr(json.loads(receive())))
+
+
+def ask(send: Send, count: int, loud: bool) -> None:
+    for number in range(1, count + 1):
+        send(json.dumps({"count": number}).encode())
+        if loud:
+            os.write(2, b"%d\n" % number)
+        if loud and number == 1:
+            input()  # until the server has been stopped
+    if loud:
+        time.sleep(1000)  # until it is killed: what it sent is all that counts
+
+
+def one_program(way: str, count: int, loud: bool) -> None:
+    """multiprocessing: the server is a child. One more takes its place if it is killed."""
+    context = multiprocessing.get_context("fork")
+    if way == "queue":
+        queue: multiprocessing.Queue[bytes] = context.Queue()
+        receive, send = queue.get, queue.put
     else:
-        sock.connect(path)
-        for number in range(1, count + 1):
-            sock.send(json.dumps({"count": number}).encode())
+        reader, writer = context.Pipe(duplex=False)
+        receive, send = reader.recv_bytes, writer.send_bytes
+    server = context.Process(target=serve, args=(receive, count))
+    server.start()
+    if loud:
+        os.write(2, b"server %d\n" % server.pid)
+
+        def take_over() -> None:
+            connection.wait([server.sentinel])
+            serve(receive, count)
+
+        context.Process(target=take_over, daemon=True).start()
+    ask(send, count, loud)
+    server.join()
+
+
+def messages(way: str, side: str, path: str, count: str, *loud: str) -> None:
+    if way in ("queue", "pipe"):
+        one_program(way, int(count), bool(loud))
+        return
+    made = globals()[f"{way.replace('-', '_')}_{side}"](path)
+    if side == "server":
+        serve(made, int(count))
+    else:
+        ask(made, int(count), bool(loud))
+
+
+# --- the newest text
+
+ROOM = 2**20 + 8
+
+
+def redis_text(path: str) -> tuple[Callable[[], bytes], Send]:
+    database = redis_of(path)
+    return lambda: database.get("text") or b"", lambda text: database.set("text", text)
+
+
+def mmap_text(path: str) -> tuple[Callable[[], bytes], Send]:
+    """A file in memory that both map: its length, then the text, under flock(2)."""
+    file = open(path, "a+b")
+    file.truncate(ROOM)
+    return mapped_text(mmap.mmap(file.fileno(), ROOM), lambda: flock(file.fileno()))
+
+
+@contextlib.contextmanager
+def flock(descriptor: int) -> Iterator[None]:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def mapped_text(
+    memory: "mmap.mmap | memoryview", lock: Callable[[], contextlib.AbstractContextManager[object]]
+) -> tuple[Callable[[], bytes], Send]:
+    def read() -> bytes:
+        with lock():
+            length = struct.unpack_from("q", memory)[0]
+            return bytes(memory[8 : 8 + length])
+
+    def write(text: bytes) -> None:
+        with lock():
+            struct.pack_into("q", memory, 0, len(text))
+            memory[8 : 8 + len(text)] = text
+
+    return read, write
+
+
+def read_texts(read: Callable[[], bytes], count: int) -> None:
+    os.write(1, b"start\n")
+    for _ in range(count):
+        line(read().decode())
+
+
+def write_texts(write: Send) -> None:
+    for text in sys.stdin.buffer:
+        write(text.rstrip(b"\n"))
+
+
+def shared_memory_text(side: str, name: str, count: int) -> None:
+    """A lock of multiprocessing has no name: reader and writer are one program."""
+    context = multiprocessing.get_context("fork")
+    memory = shared_memory.SharedMemory(name, create=True, size=ROOM)
+    lock = context.Lock()
+    read, write = mapped_text(memory.buf, lambda: lock)
+    if side == "both":  # one program; a writer that may be killed, and then one reading
+        writer = context.Process(target=write_texts, args=(write,))
+        writer.start()
+        os.write(2, b"writer %d\n" % writer.pid)
+        writer.join()
+        read_texts(read, count)
+    elif side == "reader":
+        write(b"twenty bytes of text")
+        read_texts(read, count)
+    else:
+        write_texts(write)
+    memory.unlink()
+
+
+def text(way: str, side: str, path: str, count: str) -> None:
+    if way == "shared_memory":
+        shared_memory_text(side, os.path.basename(path), int(count))
+        return
+    read, write = globals()[f"{way}_text"](path)
+    if side == "writer":
+        write_texts(write)
+    else:
+        read_texts(read, int(count))
+
+
+# --- semaphores
+
+
+def taker(way: str, path: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """What takes it, and what gives it back."""
+    if way == "posix":
+        import posix_ipc
+
+        named = posix_ipc.Semaphore(path, posix_ipc.O_CREAT, initial_value=1)
+        return named.acquire, named.release
+    if way == "sysv":
+        import sysv_ipc
+
+        try:
+            counted = sysv_ipc.Semaphore(int(path), sysv_ipc.IPC_CREX, initial_value=1)
+        except sysv_ipc.ExistentialError:
+            counted = sysv_ipc.Semaphore(int(path))
+        counted.undo = True
+        return counted.acquire, counted.release
+    if way == "flock":
+        file = os.open(path, os.O_CREAT | os.O_RDWR)
+        lock, lock_ex, lock_un = fcntl.flock, fcntl.LOCK_EX, fcntl.LOCK_UN
+        return lambda: lock(file, lock_ex), lambda: lock(file, lock_un)
+    shared = multiprocessing.get_context("fork").Semaphore(1)
+    return shared.acquire, shared.release
+
+
+def semaphore(way: str, path: str, count: str) -> None:
+    """Prints nanoseconds for one acquire and one release."""
+    acquire, release = taker(way, path)
+    begin = time.perf_counter_ns()
+    for _ in range(int(count)):
+        acquire()
+        release()
+    print((time.perf_counter_ns() - begin) / int(count))
+
+
+def hold(way: str, path: str) -> None:
+    """Take it and keep it; multiprocessing in a child that is killed, for it has no name."""
+    acquire, _ = taker(way, path)
+    if way == "multiprocessing":
+        child = multiprocessing.get_context("fork").Process(target=lambda: (acquire(), os._exit(9)))
+        child.start()
+        child.join()
+        acquire()
+    else:
+        acquire()
+    os.write(1, b"taken\n")
+    time.sleep(1000)
 
 
 if __name__ == "__main__":
-    main()
+    {"messages": messages, "text": text, "semaphore": semaphore, "hold": hold}[sys.argv[1]](
+        *sys.argv[2:]
+    )
