@@ -12,7 +12,7 @@
 ##   make test-bare          run them in a bare container, and wherever else little is to be had
 ##   make mutants            see which line of FILE=scripts/common.py, or of a sample, no test needs
 ##   make lint               look the code over
-##   make bench              measure it, against C and others (FORMAT=markdown for a README)
+##   make bench              measure it, against C and others, with each of PYTHONS
 ##   make soak               the storms of the tests for MINUTES=10
 ##   make systemd-install    the servers as systemd user services; make systemd-uninstall
 ##   make systemd-no-sandbox for a machine on which their sandbox cannot be made
@@ -20,7 +20,7 @@
 ##
 ## Variables: NAME=/other, KEY=300, COUNT=5, INTERVAL=0.1, ARGS='any other options',
 ##            PYTHON=python3.12 (to make .venv with), VENV=.venv, MINUTES=1, FORMAT=markdown,
-##            FILE=Makefile, PLACE=container
+##            FILE=Makefile, PLACE=container, PYTHONS='python3.11 python3.13'
 
 PAIRS = posix-msq posix-shm posix-sem sysv-msq sysv-shm sysv-sem
 
@@ -34,6 +34,7 @@ INTERVAL =
 ARGS =
 MINUTES = 10
 FORMAT =
+PYTHONS =
 FILE =
 PLACE =
 
@@ -55,7 +56,7 @@ distclean = NAME KEY
 test = ARGS
 test-bare = ARGS PLACE
 mutants = FILE ARGS
-bench = FORMAT
+bench = FORMAT PYTHONS ARGS
 soak = MINUTES
 
 # Those of one target: a pair has what its server or its client has, PAIR-clean its NAME or KEY.
@@ -139,7 +140,8 @@ lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl
 # left half-way it would say that it is there already, unless it is told to install it again.
 has-pip = $(python) -c 'import importlib.metadata as m, sys; \
 	sys.exit(sys.version_info < (3, 10) or not m.distribution("pip").read_text("RECORD"))' 2>/dev/null
-pip-install = $(python) -m pip install --quiet --disable-pip-version-check --no-input -r
+pip = -m pip install --quiet --disable-pip-version-check --no-input -r
+pip-install = $(python) $(pip)
 
 .PHONY: setup setup-tests
 setup:
@@ -184,9 +186,20 @@ mutants: setup-tests
 soak: setup-tests
 	$(python) tests/soak.py $(MINUTES)
 
+# Each has an environment of its own, so that no other needs what the scripts are compared with. Of
+# that, what cannot be installed is left out of the comparison.
 .PHONY: bench
 bench: setup
-	$(python) tests/bench/bench.py $(FORMAT)
+	@set --; for python in $(or $(PYTHONS),$(python)); do \
+	version=$$("$$python" -c 'import platform; print(platform.python_version())') || exit; \
+	venv=$(venv)/bench/$$version; \
+	cat requirements.txt tests/bench/requirements.txt | cmp -s - "$$venv"/.setup || { \
+	echo "setting up $$venv" >&2; \
+	"$$python" -m venv "$$venv" && "$$venv"/bin/python $(pip) requirements.txt || exit; \
+	if "$$venv"/bin/python $(pip) tests/bench/requirements.txt; then \
+	cat requirements.txt tests/bench/requirements.txt >"$$venv"/.setup; fi; }; \
+	set -- "$$@" --python "$$venv"/bin/python; done; \
+	exec $(python) tests/bench/bench.py $(FORMAT) "$$@" $(ARGS)
 
 .PHONY: lint
 lint: setup-tests

@@ -33,7 +33,7 @@ import sysv_ipc
 HERE = Path(__file__).resolve().parent
 ENV = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
 NAME = f"/bench-{os.getpid()}"
-KEY = str(random.randrange(2**20, 2**31 - 1))
+KEY = str(2**20 + os.getpid() * 256)  # and the next ones, for more servers
 OBJECT = {"posix": ["-n", NAME], "sysv": ["-k", KEY]}
 APIS = {"posix": "POSIX", "sysv": "System V"}
 STOP = {signal.SIGINT, signal.SIGTERM}
@@ -89,11 +89,11 @@ def until(condition: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def serving(argv: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def serving(argv: list[str], **options: object) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """A server that writes to a file, from its start line on."""
     path = folder / "out"
     with path.open("wb") as file:
-        server = start(argv, stdout=file)
+        server = start(argv, stdout=file, **options)
     until(lambda: b"\n" in path.read_bytes() or server.poll() is not None)
     yield server, path
     if server.poll() is None:
@@ -500,33 +500,40 @@ TEXTS = {
 }
 
 
-def reading(variant: Variant, api: str | None, way: str, count: int = 2000) -> float:
+def reading(variant: Variant, api: str | None, way: str, seconds: float = 1) -> float:
     """Microseconds of CPU for a reading of twenty bytes, each printed."""
+    path_or_name = OBJECT[api][1] if api else text_path(way)
+    argv = variant.other("text", api or way, "reader", path_or_name, 10**9)
+    env = {**ENV, "PYTHONPATH": str(variant.scripts)}
+    with serving(argv, stderr=-3, env=env) as (process, path):
 
-    def argv(count: int) -> list[str]:
-        if api:
-            return variant.script(api, "shm", "server", "-i", 0, "-c", count)
-        return variant.other("text", way, "reader", text_path(way), count)
+        def now() -> tuple[float, int]:
+            cpu = cpu_now(process.pid) + (cpu_now(redis_pid) if way == "redis" else 0)
+            return cpu, path.read_bytes().count(b"\n")
 
-    with (folder / "out").open("wb") as out:
-        once, often = (cpu_of(argv(n), way, stdout=out) for n in (1, count + 1))
-    return (often - once) / count * 1e6
+        until(lambda: now()[1] > 10)  # it has read, and does nothing else from now on
+        before, readings = now()
+        time.sleep(seconds)
+        after, readings_then = now()
+    Path(f"/dev/shm{NAME}-shared_memory").unlink(missing_ok=True)
+    return (after - before) / (readings_then - readings) * 1e6
+
+
+def cpu_now(pid: int) -> float:
+    """Seconds of CPU that a process has had."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def cpu_of(argv: list[str], way: str, **options: object) -> float:
     """Seconds of CPU that a command takes, and the server of Redis for it."""
 
-    def of_redis() -> float:
-        if way != "redis":
-            return 0
-        return int(Path(f"/proc/{redis_pid}/schedstat").read_text().split()[0]) / 1e9
-
-    before = of_redis()
+    before = cpu_now(redis_pid) if way == "redis" else 0
     process = start(argv, **options)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert status == 0, argv
-    return usage.ru_utime + usage.ru_stime + of_redis() - before
+    after = cpu_now(redis_pid) if way == "redis" else 0
+    return usage.ru_utime + usage.ru_stime + after - before
 
 
 def text_path(way: str) -> str:
@@ -551,15 +558,16 @@ def writing(variant: Variant, api: str | None, way: str, count: int = 20_000) ->
     return (seconds[1] - seconds[0]) / count * 1e6
 
 
-def cut_short(variant: Variant, api: str | None, way: str, kills: int = 20) -> str:
+def cut_short(variant: Variant, api: str | None, way: str, kills: int = 50) -> str:
     """What a reader finds after a writer of texts of 1 MiB was killed at a random moment."""
     path = folder / "large"
     if not path.exists():
-        path.write_bytes(b"".join(letter * 2**20 + b"\n" for letter in (b"a", b"b") * 100))
+        path.write_bytes((b"a" * 2**20 + b"\n" + b"b" * 2**20 + b"\n") * 5)
     found: dict[str, int] = {"waits for ever": 0, "shows a mix of two": 0, "says so": 0}
     for _ in range(kills):
         output = folder / "out"
-        with path.open("rb") as file, output.open("wb") as out:
+        feeder = start(["cat", *[str(path)] * 1000], stdout=subprocess.PIPE, stderr=-3)
+        with feeder.stdout as file, output.open("wb") as out:
             if api:
                 writer = start(variant.script(api, "shm", "client", "--size", ROOM), stdin=file)
                 reader_argv = variant.script(api, "shm", "server", "-c", 1)
@@ -574,8 +582,10 @@ def cut_short(variant: Variant, api: str | None, way: str, kills: int = 20) -> s
         if way == "shared_memory":
             until(lambda: b"\n" in (folder / "pid").read_bytes())
             victim = int((folder / "pid").read_text().split()[1])
-        time.sleep(random.uniform(0.06, 0.2))
+        time.sleep(random.uniform(0.1, 0.3))
         kill(victim)
+        feeder.kill()
+        feeder.wait()
         if way == "shared_memory":
             reader = writer
         else:
@@ -603,6 +613,10 @@ def measure_texts(bench: "Bench") -> None:
         names: dict[str, tuple[str | None, str]] = {
             f"the scripts, {title}": (api, "") for api, title in APIS.items()
         }
+        for variant in bench.variants:
+            if "def read_text" not in (variant.scripts / "posix_shm_server.py").read_text():
+                print(f"(the scripts are left out: {variant.scripts} has no function to read)")
+                names.clear()
         names |= {TEXTS[w]: (None, w) for w in ways_here(bench.variants, list(TEXTS), has_redis)}
         tables = []
         for measure in (writing, reading):
@@ -622,7 +636,7 @@ def measure_texts(bench: "Bench") -> None:
         for v in bench.variants
         for what in ("a write", "a reading")
     ]
-    bench.table(["the newest text", *heads, "a reader after 20 writers were killed"], rows)
+    bench.table(["the newest text", *heads, "a reader after 50 writers were killed"], rows)
 
 
 # --- semaphores
@@ -965,7 +979,7 @@ def main() -> int:
         for python, (label, path) in itertools.product(args.python or [sys.executable], folders)
     ]
     noted: list[int] = []
-    with tempfile.TemporaryDirectory() as path:
+    with tempfile.TemporaryDirectory(prefix=f"{NAME[1:]}-") as path:
         folder = Path(path)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # until there is a group to end
         worker = multiprocessing.get_context("fork").Process(

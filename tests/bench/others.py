@@ -3,7 +3,7 @@
 others.py messages WAY server|client PATH COUNT [loud]
                              WAY is queue, pipe, socket, zeromq, redis or redis-100
 others.py text WAY reader|writer PATH COUNT
-                             WAY is shared_memory, mmap or redis
+                             WAY is shared_memory, mmap, redis, or the scripts' posix or sysv
 others.py semaphore WAY PATH COUNT
                              WAY is posix, sysv, flock or multiprocessing
 others.py hold WAY PATH      takes a semaphore, prints a line, and keeps it
@@ -17,6 +17,7 @@ multiprocessing have no name: client and server are one program.
 import contextlib
 import fcntl
 import functools
+import importlib
 import json
 import mmap
 import multiprocessing
@@ -188,6 +189,25 @@ def mmap_text(path: str) -> tuple[Callable[[], bytes], Send]:
     file = open(path, "a+b")
     file.truncate(ROOM)
     return mapped_text(mmap.mmap(file.fileno(), ROOM), lambda: flock(file.fileno()))
+
+
+def posix_text(name: str) -> tuple[Callable[[], bytes], Send]:
+    return script_text("posix", name)
+
+
+def sysv_text(key: str) -> tuple[Callable[[], bytes], Send]:
+    return script_text("sysv", int(key))
+
+
+def script_text(api: str, thing: object) -> tuple[Callable[[], bytes], Send]:
+    """The functions of the two scripts, from the folder that PYTHONPATH names."""
+    client = importlib.import_module(f"{api}_shm_client")
+    server = importlib.import_module(f"{api}_shm_server")
+    segment = server.open_segment(thing)
+    return (
+        lambda: server.read_text(segment).encode(),
+        lambda text: client.write_text(segment, text.decode()),
+    )
 
 
 @contextlib.contextmanager
