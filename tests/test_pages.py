@@ -100,10 +100,10 @@ class Terminal:
         return [normal(line) for line in self.out.read_text().splitlines()]
 
     def wait(self, command: str) -> None:
-        until(
-            lambda: self.printed[: len(self.expected)] == self.expected,
-            f"{command}: {self.expected}: {self.out}",
-        )
+        try:
+            until(lambda: self.printed[: len(self.expected)] == self.expected)
+        except AssertionError:
+            assert self.printed == self.expected, command  # shows the difference
 
     def run(self, command: str, lines: list[str]) -> None:
         """One line of a console: `... &` stays, `kill %1` ends it, `^C` ends one in front."""
