@@ -249,7 +249,7 @@ def test_a_function_leaves_the_process_as_it_was(page, make_pair, tmp_path):
     done = run(program(make_pair(api, primitive), side, *code), home("cut", tmp_path))
     *changes, last = done.stdout.splitlines() or [""]
     assert (changes, done.stderr) == ([], "")
-    functions = {node.name for node in ast.parse(upper(page)).body if hasattr(node, "args")}
+    functions = {n.name for n in ast.parse(upper(page)).body if isinstance(n, ast.FunctionDef)}
     assert functions <= {*last.split(), "locked"}, "the steps call each"
     assert ("locked" in functions) == ("__enter__" in last)
 
