@@ -17,7 +17,8 @@ def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *word
         assert word in done.stderr, done.stderr
     # A reader who searches the README for the line finds it.
     reason = done.stderr.partition(f"{pair.thing}: ")[2].strip().replace(pair.thing, "200")
-    assert f": {reason}`" in readme() or f": {reason}\n" in readme(), reason
+    ends = ("`", " ``", "\n")  # of code, of code that ends with a ` itself, of a console
+    assert any(f": {reason}{end}" in readme() for end in ends), reason
 
 
 def within(flags: str, *script: str) -> subprocess.CompletedProcess[str]:

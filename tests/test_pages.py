@@ -1,5 +1,6 @@
 """Every page: each command prints what the page shows, each program runs, each name exists."""
 
+import ast
 import json
 import os
 import posixpath
@@ -383,6 +384,15 @@ def test_every_name_of_the_packages_is_on_a_page(package):
         names |= {name for name in dir(kind) if not name.startswith("_")}
     words = set(re.findall(r"\w+", "".join(re.findall(r"`[^`\n]+`", readme()))))
     assert names <= words, sorted(names - words)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*_*.py")), ids=lambda p: p.stem)
+def test_every_cure_of_a_script_is_on_the_page_of_errors(path):
+    """What a script adds to an error, in one line with the words that it is added to."""
+    [cures] = re.findall(r"(?ms)^CURES = (\{.*?\})$", path.read_text())
+    for words, cure in ast.literal_eval(cures).items():
+        lines = PAGES["scripts/README.md"].splitlines()
+        assert any(words in line and cure in line for line in lines), (words, cure)
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
