@@ -136,7 +136,7 @@ def uses(tree: Tree) -> dict[str, list[str]]:
     """Run the tests once without a change; return those that use each script, quick ones first."""
     tests = sorted(tree.folder.glob("tests/test_*.py"))
     files = [f"tests/{path.name}" for path in tests if path.name not in NOT_FOR_SCRIPTS]
-    status, out = tree.test(f"-n{WORKERS}", "--dist=loadgroup", *files, seconds=600)
+    status, out = tree.test(f"-n{WORKERS}", "--dist=loadgroup", *files, seconds=1500)
     failed = {name for _, name in FAILURE.findall(out)}
     if status not in (0, 1):
         sys.exit(f"the tests cannot be run:\n{out}")

@@ -348,3 +348,13 @@ def test_stop_and_continue_while_a_client_waits_for_room(msq):
         assert client.wait() == 0
     assert client.err == []
     assert server.texts[1:-1] == [f"{{'count': {n + 1}}}" for n in range(count)]
+
+
+def test_the_queue_is_removed_between_two_messages(msq):
+    """The client says so, and not that its message is too long."""
+    with msq.start("client", "-c1000", "-i0.3") as client:
+        until(lambda: client.out)
+        msq.remove()
+        assert client.wait(5) == 1
+    assert len(client.err) == 1
+    assert "removed" in client.err[0] or "no longer exists" in client.err[0]
