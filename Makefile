@@ -10,6 +10,7 @@
 ##   make setup              .venv, with the two packages that the scripts need
 ##   make test               run the tests
 ##   make test-bare          run them in a bare container, and wherever else little is to be had
+##   make test-musl          run them with a Python built against musl, on Debian
 ##   make mutants            see which line of FILE=scripts/common.py, or of a sample, no test needs
 ##   make lint               look the code over
 ##   make bench              measure it, against C and others, with each of PYTHONS
@@ -55,6 +56,7 @@ clean = NAME KEY
 distclean = NAME KEY
 test = ARGS
 test-bare = ARGS PLACE
+test-musl = ARGS
 mutants = FILE ARGS
 bench = FORMAT PYTHONS ARGS
 soak = MINUTES
@@ -173,11 +175,13 @@ setup-tests: setup
 	@cmp -s tests/requirements.txt $(venv)/.setup-tests || { $(lock); \
 	$(pip-install) tests/requirements.txt && cp tests/requirements.txt $(venv)/.setup-tests; }
 
-.PHONY: test test-bare
+.PHONY: test test-bare test-musl
 test: setup-tests
 	$(python) -m pytest -q -n 4 --dist loadgroup $(ARGS) tests
 test-bare: setup-tests
 	$(python) tests/places.py $(PLACE) -- $(ARGS)
+test-musl: setup-tests
+	tests/musl.sh $(ARGS)
 
 # A script, a unit or the Makefile, of which every line is tried; without it, a sample of all.
 .PHONY: mutants

@@ -118,6 +118,13 @@ def may_unshare() -> bool:
     return done.returncode == 0 and os.geteuid() == 0
 
 
+def capable(name: str) -> bool:
+    """Whether this process has a capability, by its name in capabilities(7)."""
+    numbers = {"CAP_IPC_OWNER": 15, "CAP_SYS_ADMIN": 21}
+    found = re.search(r"(?m)^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text())
+    return bool(found and int(found[1], 16) >> numbers[name] & 1)
+
+
 in_namespaces = pytest.mark.skipif(
     "not __import__('conftest').may_unshare()",
     reason="needs root who may make namespaces (in a container: --cap-add SYS_ADMIN), and unshare",

@@ -11,7 +11,7 @@ import textwrap
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Process, needs, readme, until
+from conftest import ENV, Process, in_namespaces, needs, readme, until
 
 README = readme()
 IMPORTS = """\
@@ -139,7 +139,7 @@ def test_a_limit_reported_as_too_many_open_files(make_pair):
     assert run(little, right, "print(queue.max_messages)").stdout == "1\n"
 
 
-@as_root
+@in_namespaces
 def test_a_queue_without_its_window(make_pair):
     pair = make_pair("posix", "msq")
     posix_ipc.MessageQueue(pair.name, posix_ipc.O_CREX)
