@@ -1,4 +1,4 @@
-"""The README's way beyond one machine, between two hosts made of namespaces, broker restarted.
+"""The way beyond one machine, between two hosts made of namespaces, broker restarted.
 
 The pipelines are the README's own lines; each host has its own network and its own IPC objects.
 """
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import ENV, ROOT, Pair, Process, needs, until
+from conftest import ENV, ROOT, Pair, Process, needs, readme, until
 
-README = (ROOT / "README.md").read_text()
+README = readme()
 MESSAGES = 60
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for hosts made of namespaces"),

@@ -1,4 +1,4 @@
-"""The traps of the README: its own lines, wrong and right, run on objects of a test's own."""
+"""The traps of scripts/README.md: its lines, wrong and right, run on objects of a test's own."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ import textwrap
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, ROOT, Process, needs, until
+from conftest import ENV, Process, needs, readme, until
 
-README = (ROOT / "README.md").read_text()
+README = readme()
 IMPORTS = """\
 import contextlib, fcntl, mmap, multiprocessing.shared_memory, os, posix_ipc, resource, signal
 import sys, sysv_ipc, time
