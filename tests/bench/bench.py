@@ -932,6 +932,14 @@ class Bench:
             f"Linux {platform.release()}, {os.cpu_count()} cores (load {load:.1f} before), "
             f"{', '.join(v.label for v in self.variants)}; medians of {self.rounds} rounds"
         )
+        try:
+            posix_ipc.MessageQueue(NAME, posix_ipc.O_CREX).close()
+            posix_ipc.unlink_message_queue(NAME)
+        except (
+            OSError,
+            posix_ipc.Error,
+        ) as error:  # others may have as many as RLIMIT_MSGQUEUE lets
+            sys.exit(f"bench: no POSIX queue can be made: {error} (`ulimit -q`)")
         if not self.peer:
             print("(no C compiler, so nothing beside C)")
         for part in parts:
