@@ -270,7 +270,7 @@ def test_a_whole_program_is_short_and_well_formed(tmp_path):
     for action in (["check"], ["format", "--diff"]):
         done = subprocess.run(
             [ruff, *action, "--config", ROOT / ".ruff.toml", "--no-cache", *python],
-            capture_output=True, text=True,
+            capture_output=True, text=True, cwd=tmp_path / "mine",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
