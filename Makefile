@@ -96,7 +96,8 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 	@$(call script,$@) $(ARGS)
 
 # The shell waits for both, since only a shell that waits can end them at once when it is told to.
-# What it runs in the background has no standard input, unless it is kept open under another number.
+# What runs in the background has no standard input, unless it is kept open under another number.
+# A client whose server has failed at once is not started.
 # Each message is shown once, by the server: the client of a queue is quiet, and the server of a
 # segment prints a text when it changes.
 .PHONY: $(PAIRS)
@@ -105,6 +106,7 @@ $(PAIRS): setup
 	trap "trap '' INT TERM HUP; kill \$$client \$$server 2>/dev/null; wait" EXIT; \
 	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; \
 	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \
+	kill -0 $$server 2>/dev/null || wait $$server || exit; \
 	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & client=$$!; \
 	wait $$client; status=$$?; client=; sleep 1; exit $$status
 

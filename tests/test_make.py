@@ -21,6 +21,7 @@ from conftest import (
     ROOT,
     TITLE,
     Pair,
+    Process,
     in_namespaces,
     needs,
     readme,
@@ -269,19 +270,23 @@ def test_a_pair_that_is_killed_leaves_no_process(checkout, primitive, number, ma
     """TERM to make alone, as from kill(1); the others to all, as from a terminal."""
     pair = make_pair("posix", primitive)
     waits = ["ARGS=-w"] if primitive == "sem" else []
-    process = subprocess.Popen(
-        ["make", f"posix-{primitive}", *variables(pair), *waits],
-        cwd=checkout, env=ENV, start_new_session=True, stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    with process:
-        assert process.stdout.readline().startswith(b"start ")
+    command = ["make", f"posix-{primitive}", *variables(pair), *waits]
+    with Process(command, cwd=checkout, stdin=subprocess.PIPE) as process:
+        process.wait_line("start ")
         until(lambda: len(running(pair)) >= 2 or primitive == "sem")
         send = os.kill if number == signal.SIGTERM else os.killpg
         send(process.pid, number)
-        process.stdout.read()
-        assert process.wait(20) != 0
+        assert process.wait() != 0
     until(lambda: running(pair) == [])
+
+
+def test_a_pair_whose_server_fails_starts_no_client(checkout, make_pair):
+    pair = make_pair("sysv", "sem")
+    done = make(checkout, "sysv-sem", "KEY=0")
+    assert done.returncode == 2
+    assert "semaphore:" not in done.stdout
+    assert done.stderr.count("error:") == 1, done.stderr
+    assert running(pair) == []
 
 
 def test_the_status_of_a_pair_is_that_of_its_client(checkout, make_pair):

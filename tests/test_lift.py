@@ -1,0 +1,550 @@
+"""The upper parts of the scripts, taken home: cut out or imported, in programs that know nothing
+of the command line, on objects of their own."""
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CALLS, ENV, SCRIPTS, Pair, Process, until
+
+CUT = "# --- the command line"
+PAGES = sorted(path.stem for path in SCRIPTS.glob("*_*_*.py"))
+
+# A program that has set up its process in its own way, and what it can see of that.
+OWN = """
+import io, os, signal, sys, threading, time
+rung = []
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP, signal.SIGALRM):
+    signal.signal(number, lambda number, frame: rung.append(number))
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGTSTP, signal.SIGUSR2})
+os.kill(os.getpid(), signal.SIGTERM)  # which waits until the program wants it
+os.umask(0o027)
+signal.setitimer(signal.ITIMER_REAL, 1000, 500)
+signal.setitimer(signal.ITIMER_PROF, 1000, 500)
+due = time.monotonic() + 1000
+
+def state():
+    left, interval = signal.getitimer(signal.ITIMER_REAL)
+    with open("/proc/self/status") as file:
+        umask = next(line for line in file if line.startswith("Umask"))
+    return {
+        "umask": umask,
+        "handlers": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "pending": signal.sigpending(),
+        "rung": list(rung),
+        "timer": (abs(time.monotonic() + left - due) < 5, interval),
+        "other timer": signal.getitimer(signal.ITIMER_PROF)[1],
+        "streams": (sys.stdin, sys.stdout, sys.stderr, sys.excepthook),
+        "buffering": sys.__stdout__.line_buffering,
+        "path": list(sys.path),
+        "cwd": os.getcwd(),
+        "environ": dict(os.environ),
+    }
+
+def call(function, *args, **options):
+    before = state()
+    try:
+        result = function(*args, **options)
+    except Exception as error:
+        result = error
+    after = state()
+    for what in before:
+        if before[what] != after[what]:
+            name = getattr(function, "__qualname__", function)
+            print(f"{name}{args} changed {what}: {before[what]} to {after[what]}")
+    called.add(getattr(function, "__name__", ""))
+    return result
+
+def works(function, *args, **options):
+    result = call(function, *args, **options)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+def fails(kind, function, *args):
+    result = call(function, *args)
+    assert isinstance(result, kind), (function, args, result)
+
+def soon(function, *args):
+    threading.Timer(0.1, function, args).start()
+
+called = set()
+"""
+
+# Every function of an upper part, when it succeeds, when it waits, and when it fails.
+STEPS = {
+    "msq_server": """
+queue = works(script.open_queue, thing)
+works(script.open_queue, thing)
+other = package.MessageQueue(thing)
+stop = []
+bodies = works(script.messages, queue, stop)
+other.send(b"one")
+assert works(next, bodies) == b"one"
+soon(other.send, b"two")
+assert works(next, bodies) == b"two"
+soon(stop.append, 1)
+fails(StopIteration, next, bodies)
+remove()
+fails(package.ExistentialError, next, script.messages(queue, []))
+""",
+    "msq_client": """
+queue = works(script.open_queue, thing)
+works(script.open_queue, thing)
+other = package.MessageQueue(thing)
+no_wait = {"posix": 0, "sysv": False}[api]
+while not isinstance(call(script.send, queue, bytes(1000), no_wait), package.BusyError):
+    pass
+if api == "posix":
+    fails(package.BusyError, script.send, queue, b"", 0.1)
+soon(other.receive)
+works(script.send, queue, bytes(1000))
+fails((ValueError, OSError), script.send, queue, bytes(2**20))
+remove()
+fails(package.ExistentialError, script.send, queue, b"one")
+""",
+    "shm_server": """
+segment = works(script.open_segment, thing)
+another = works(script.open_segment, thing)
+assert works(script.read_text, segment) == ""
+lock = script.locked(segment)
+works(lock.__enter__)
+fails(TimeoutError, script.read_text, another, 0.05)
+works(lock.__exit__, None, None, None)
+""",
+    "shm_client": """
+segment = works(script.open_segment, thing)
+another = works(script.open_segment, thing)
+works(script.write_text, segment, "text")
+fails(ValueError, script.write_text, segment, "x" * 5000)
+lock = script.locked(segment)
+works(lock.__enter__)
+fails(TimeoutError, script.write_text, another, "text", 0.05)
+works(lock.__exit__, None, None, None)
+remove()
+fails(package.ExistentialError, script.write_text, segment, "text")
+""",
+    "sem_server": """
+semaphore = works(script.open_semaphore, thing, value=1)
+works(script.open_semaphore, thing)
+stop = []
+values = works(script.values, semaphore, stop, 0.02)
+assert works(next, values) == 1
+soon(package.Semaphore(thing).acquire)
+assert works(next, values) == 0
+soon(stop.append, 1)
+fails(StopIteration, next, values)
+remove()
+fails(package.ExistentialError, next, script.values(semaphore, []))
+""",
+    "sem_client": """
+semaphore = works(script.open_semaphore, thing, value=1)
+works(script.open_semaphore, thing)
+other = package.Semaphore(thing)
+works(script.acquire, semaphore, 5)
+fails(package.BusyError, script.acquire, semaphore, 0)
+fails(package.BusyError, script.acquire, semaphore, 0.1)
+for limit in (None, 5):
+    soon(other.release)
+    works(script.acquire, semaphore, limit)
+if api == "posix":
+    fails(InterruptedError, script.acquire, semaphore, None, [1])
+else:
+    works(script.acquire, semaphore, 5, 0)
+remove()
+fails(package.ExistentialError, script.acquire, semaphore, 5)
+""",
+}
+HELPERS = """
+for name, arg in {"removed": "semaphore", "file_of": "thing", "check_owner": "segment"}.items():
+    if hasattr(script, name):
+        call(getattr(script, name), globals()[arg])
+print("called", *sorted(called))
+"""
+
+
+UNLINK = {
+    "msq": "package.unlink_message_queue",
+    "shm": "package.unlink_shared_memory",
+    "sem": "package.unlink_semaphore",
+}
+
+
+def upper(script: str) -> str:
+    text, line, _ = (SCRIPTS / f"{script}.py").read_text().partition(f"{CUT}\n")
+    assert line
+    return text
+
+
+def home(way: str, tmp_path: Path) -> dict[str, str]:
+    """The environment of a program that has the upper parts alone, or the whole scripts."""
+    if way == "cut":
+        for script in PAGES:
+            (tmp_path / f"{script}.py").write_text(upper(script))
+    path = tmp_path if way == "cut" else SCRIPTS
+    return {**ENV, "PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def program(pair: Pair, side: str, *code: str) -> list[str]:
+    """A program that has the script, its package and its object at hand."""
+    api, script, kind = pair.api, pair.script(side), f"package.{pair.kind.__name__}"
+    start = f"""
+import os, signal, sys, threading, time
+import {api}_ipc as package
+import {script} as script
+api, thing = {api!r}, {(pair.name if api == "posix" else pair.key)!r}
+def remove(thing=thing):
+    if api == "posix":
+        {UNLINK[pair.primitive]}(thing)
+    else:
+        gone = {kind}(thing)
+        gone.remove()
+        getattr(gone, "detach", int)()  # or it lives on
+"""
+    return [sys.executable, "-c", "\n".join((start, *code))]
+
+
+def run(argv: list[str], env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_form_of_the_two_parts(page):
+    text = (SCRIPTS / f"{page}.py").read_text()
+    tree = ast.parse(upper(page))
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not names & {"common", "argparse", "sys", "print", "exit", "SystemExit", "input"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = (
+                {node.module}
+                if isinstance(node, ast.ImportFrom)
+                else {alias.name for alias in node.names}
+            )
+            assert not modules & {"common", "argparse", "sys", "json"}
+    package = f"{page.partition('_')[0]}_ipc"
+    calls = [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith(f"{package}.")
+    ]
+    assert min(calls) <= 40
+    assert re.search(
+        r"\n# --- the (queue|segment|semaphore): these functions work in any program\n", text
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_function_leaves_the_process_as_it_was(page, make_pair, tmp_path):
+    api, primitive, side = page.split("_")
+    code = (OWN, STEPS[f"{primitive}_{side}"], HELPERS)
+    done = run(program(make_pair(api, primitive), side, *code), home("cut", tmp_path))
+    *changes, last = done.stdout.splitlines() or [""]
+    assert (changes, done.stderr) == ([], "")
+    functions = {n.name for n in ast.parse(upper(page)).body if isinstance(n, ast.FunctionDef)}
+    assert functions <= {*last.split(), "locked"}, "the steps call each"
+    assert ("locked" in functions) == ("__enter__" in last)
+
+
+def test_an_import_changes_nothing(tmp_path):
+    """In a thread, where no handler can be set, and with a standard output of the program's own."""
+    code = f"""
+import importlib
+sys.stdout = io.StringIO()
+for name in {["common", *PAGES]}:
+    thread = threading.Thread(target=call, args=(importlib.import_module, name))
+    thread.start()
+    thread.join()
+    assert name in sys.modules
+sys.__stdout__.write(sys.stdout.getvalue())
+"""
+    done = run([sys.executable, "-c", OWN + code], home("imported", tmp_path))
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("primitive", ["msq", "shm", "sem"])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_threads_that_open_and_threads_that_make_files(api, primitive, side, make_pair, tmp_path):
+    """Two threads open objects of their own, while a third makes files as the umask has it."""
+    pair, second = make_pair(api, primitive), make_pair(api, primitive)
+    second.name, second.key = f"{pair.name}-2", pair.key + 1
+    things = [each.name if api == "posix" else each.key for each in (pair, second)]
+    mode = 0o600 if primitive == "sem" else 0o666  # of the semaphore, which becomes the umask
+    code = f"""
+sys.setswitchinterval(1e-6)  # the threads take turns as often as they can
+os.umask(0o027)
+modes, ended = set(), []
+opens = script.open_{ {"msq": "queue", "shm": "segment", "sem": "semaphore"}[primitive] }
+def make_files():
+    for number in range(400):
+        fd = os.open(f"{tmp_path}/file{{number}}", os.O_CREAT | os.O_EXCL, 0o777)
+        modes.add(os.fstat(fd).st_mode & 0o777)
+        os.close(fd)
+    ended.append(1)
+def open_and_remove(thing):
+    while not ended:
+        opened = opens(thing, {mode})
+        remove(thing)
+        for close in ("close_fd", "detach", "close"):
+            getattr(opened, close, int)()
+        if hasattr(opened, "detach"):
+            package.Semaphore(~thing).remove()
+threads = [threading.Thread(target=open_and_remove, args=(thing,)) for thing in {things}]
+threads.append(threading.Thread(target=make_files))
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*sorted(oct(mode) for mode in modes if mode & 0o027), oct(os.umask(0)))
+"""
+    done = run(program(pair, side, code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("0o27\n", "")
+
+
+WAITS = {"posix": ("mq_timedreceive", "mq_timedsend"), "sysv": ("msgrcv", "msgsnd")}
+WORKER = """
+stop, rung = set(), []
+signal.signal(signal.SIGTERM, lambda number, frame: stop.add(number))
+signal.signal(signal.SIGUSR1, lambda number, frame: rung.append(number))
+jobs = script.open_queue(thing)
+def work(body):
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0), "a timer runs while the program works"
+    send(body)
+print("ready", flush=True)
+for body in script.messages(jobs, stop):
+    work(body)
+print("end", len(rung) > 0)
+"""
+
+
+def calls(process: Process, name: str) -> bool:
+    """Whether it waits in that system call."""
+    number = Path(f"/proc/{process.pid}/syscall").read_text().split()[0]
+    return number == str(CALLS[os.uname().machine][name])
+
+
+@pytest.mark.parametrize("signals", [False, True], ids=["long", "signals"])
+def test_a_worker_whose_answers_have_no_room(api, signals, make_pair, tmp_path):
+    """Its own send, in the package's words, waits longer than any limit of ours; or it is that of
+    the client's script, and signals come meanwhile. No job is lost and none is done twice."""
+    pair, back = make_pair(api, "msq"), make_pair(api, "msq")
+    thing = repr(back.name if api == "posix" else back.key)
+    code = f"answers = package.MessageQueue({thing})\nsend = answers.send"
+    if signals:
+        code += (
+            f"\nimport {api}_msq_client\nsend = lambda body: {api}_msq_client.send(answers, body)"
+        )
+    env = home("imported" if signals else "cut", tmp_path)
+    create = {"posix": {"flags": 0o300, "max_messages": 1}, "sysv": {"flags": 0o3000}}[api]
+    with back.opened(**create) as answers, pair.opened(**create) as jobs:
+        if api == "sysv":
+            answers.max_size = 10
+        receive, send = WAITS[api]
+        answers.send(b"0123456789")
+        with Process(program(pair, "server", code, WORKER), env=env) as worker:
+            worker.wait_line("ready")
+            until(lambda: calls(worker, receive))
+            for _ in range(50 if signals else 0):
+                worker.popen.send_signal(signal.SIGUSR1)
+            jobs.send(b"job 1")
+            until(lambda: calls(worker, send), "it sends its answer")
+            if signals:
+                for _ in range(50):
+                    worker.popen.send_signal(signal.SIGUSR1)
+                    until(lambda: calls(worker, send))
+                worker.popen.send_signal(signal.SIGTERM)
+                until(lambda: calls(worker, send), "it still has an answer to send")
+            else:
+                time.sleep(1.2)
+            jobs.send(b"job 2")  # is there room for it, or has the worker taken it too early?
+            assert worker.popen.poll() is None, worker.err
+            assert answers.receive()[0] == b"0123456789"
+            assert answers.receive()[0] == b"job 1"
+            if not signals:
+                assert answers.receive()[0] == b"job 2"
+                until(lambda: calls(worker, receive))
+                worker.popen.send_signal(signal.SIGTERM)
+            assert (worker.wait(), worker.err) == (0, [])
+            assert worker.out == ["ready", f"end {signals}"]
+        assert jobs.current_messages == (1 if signals else 0), "the job it did not begin waits"
+        assert answers.current_messages == 0
+
+
+@pytest.mark.parametrize("way", ["cut", "imported", "in place of show()"])
+@pytest.mark.parametrize("error", ["FileNotFoundError", "ValueError", "BusyError"])
+def test_an_exception_of_the_program_is_its_own(api, error, way, make_pair, tmp_path):
+    """Also one of the package, which comes from another queue than the worker's."""
+    pair = make_pair(api, "msq")
+    fails = {
+        "FileNotFoundError": "open('/no/such/image.png')",
+        "ValueError": "int('seven')",
+        "BusyError": "raise package.BusyError('the answers have no room')",
+    }[error]
+    code = f"""
+def work(body, *rest):
+    {fails}
+jobs = script.open_queue(thing)
+package.MessageQueue(thing).send(b"job")
+"""
+    if way == "in place of show()":
+        code += f"import common\nscript.show = work\nsys.argv[1:] = {pair.option}\n"
+        code += "common.run(script.main)"
+    else:
+        code += "for body in script.messages(jobs, []):\n    work(body)"
+    done = run(program(pair, "server", code), home("cut" if way == "cut" else "imported", tmp_path))
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and ", in work\n" in done.stderr
+    assert re.search(rf"(?m)^(\w+\.)?{error}: .*(image.png|seven|no room)", done.stderr)
+    assert f"{pair.thing}: " not in done.stderr
+
+
+@pytest.mark.parametrize("where", ["threads", "asyncio"])
+def test_a_limit_in(where, api, make_pair, tmp_path):
+    """Two at once of six; then all are taken, one more waits, and Ctrl-C ends the program."""
+    pair = make_pair(api, "sem")
+    start = """
+import asyncio
+semaphore = script.open_semaphore(thing, value=2)
+stop, inside, most = [], [], []
+def take(limit=None):
+    script.acquire(semaphore, limit, *([stop] if api == "posix" else []))
+def wait():
+    print(max(most), semaphore.value, flush=True)
+    try:
+        take()
+    except InterruptedError:
+        print("gave up", flush=True)
+"""
+    threads = """
+def work():
+    take()
+    inside.append(1)
+    most.append(len(inside))
+    time.sleep(0.01)
+    inside.pop()
+    semaphore.release()
+threads = [threading.Thread(target=work) for _ in range(6)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+take(), take()
+last = threading.Thread(target=wait, daemon=api == "sysv")  # nothing wakes a System V wait
+last.start()
+try:
+    signal.pause()  # Ctrl-C in join() would make the interpreter forget the thread, before 3.13
+finally:
+    stop.append(1)
+"""
+    coroutines = """
+async def work():
+    if api == "posix":
+        await asyncio.to_thread(take)
+    while api == "sysv":  # which is not told to stop: no thread may wait in it
+        try:
+            take(0)
+            break
+        except package.BusyError:
+            await asyncio.sleep(0.001)
+    inside.append(1)
+    most.append(len(inside))
+    await asyncio.sleep(0.01)
+    inside.pop()
+    semaphore.release()
+async def main():
+    try:
+        await asyncio.gather(*(work() for _ in range(6)))
+        take(), take()
+        if api == "posix":
+            await asyncio.to_thread(wait)
+        print(max(most), semaphore.value, flush=True)
+        await work()
+    finally:
+        stop.append(1)
+asyncio.run(main())
+"""
+    code = start + (threads if where == "threads" else coroutines)
+    with Process(program(pair, "client", code), env=home("cut", tmp_path)) as limit:
+        limit.wait_line("2 0")
+        assert limit.stop(signal.SIGINT) == -signal.SIGINT
+        assert limit.err[-1] == "KeyboardInterrupt"
+        assert limit.out == ["2 0", *(["gave up"] if api == "posix" else [])]
+
+
+def test_a_time_limit_in_a_thread_of_system_v(make_pair, tmp_path):
+    """It is refused there, and before anything has changed."""
+    code = """
+semaphore = script.open_semaphore(thing, value=0)
+refused = []
+def limit():
+    refused.append(call(script.acquire, semaphore, 5))
+thread = threading.Thread(target=limit)
+thread.start()
+thread.join()
+print(*refused)
+"""
+    argv = program(make_pair("sysv", "sem"), "client", OWN, code)
+    done = run(argv, home("cut", tmp_path))
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    assert "main thread" in done.stdout
+
+
+WAIT = {
+    "msq": "queue = script.open_queue(thing)\ndef wait(stop): list(script.messages(queue, stop))",
+    "sem": "semaphore = script.open_semaphore(thing, value=0)\n"
+    "def wait(stop): script.acquire(semaphore, 0.5)",
+}
+
+
+@pytest.mark.parametrize("primitive", ["msq", "sem"])
+def test_a_timer_of_the_program_rings_while_it_waits(api, primitive, make_pair, tmp_path):
+    """Its handler is what ends the wait, so that a timer which rings too late is seen."""
+    end = "stop.append(1)" if primitive == "msq" else "semaphore.release()"
+    code = f"""
+late, stop = [], []
+def ring(number, frame):
+    late.append(time.monotonic() - due)
+    {end}
+signal.signal(signal.SIGALRM, ring)
+for _ in range(2):
+    stop.clear()
+    due = time.monotonic() + 0.1
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    wait(stop)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+print(len(late), "times", "on time" if min(late) < 0.4 else late)
+"""
+    side = "server" if primitive == "msq" else "client"
+    argv = program(make_pair(api, primitive), side, WAIT[primitive], code)
+    done = run(argv, home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("2 times on time\n", "")
+
+
+@pytest.mark.parametrize("primitive", ["msq", "sem"])
+def test_a_wait_where_the_program_has_blocked_sigalrm(api, primitive, make_pair, tmp_path):
+    """The wait ends all the same, and the signal is blocked as before."""
+    code = """
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+stop = []
+threading.Timer(0.1, stop.append, [1]).start()
+before = state()
+try:
+    wait(stop)
+except package.BusyError:
+    pass
+assert state() == before
+print("ended")
+"""
+    side = "server" if primitive == "msq" else "client"
+    argv = program(make_pair(api, primitive), side, OWN, WAIT[primitive], code)
+    with Process(argv, env=home("cut", tmp_path)) as process:
+        process.wait(5)
+        assert (process.out, process.err) == (["ended"], [])
