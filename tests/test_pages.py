@@ -1,5 +1,6 @@
 """Every page: each command prints what the page shows, each program runs, each name exists."""
 
+import ast
 import json
 import os
 import posixpath
@@ -383,6 +384,24 @@ def test_every_name_of_the_packages_is_on_a_page(package):
         names |= {name for name in dir(kind) if not name.startswith("_")}
     words = set(re.findall(r"\w+", "".join(re.findall(r"`[^`\n]+`", readme()))))
     assert names <= words, sorted(names - words)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*_*.py")), ids=lambda p: p.stem)
+def test_every_error_and_its_cure_are_on_the_page(script):
+    """What a script says by itself, in CURES or when it raises: each text, or the longest part."""
+    page = PAGES["scripts/README.md"]
+    for node in ast.walk(ast.parse(script.read_text())):
+        said: list[ast.expr] = []
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CURES":
+            assert isinstance(node.value, ast.Dict)
+            said = node.value.values
+        elif isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            said = node.exc.args
+        for text in said:
+            parts = [c.value for c in ast.walk(text) if isinstance(c, ast.Constant)]
+            longest = max((part for part in parts if isinstance(part, str)), key=len, default="")
+            if longest != "stopped":  # which is not printed
+                assert longest.strip() in page, longest
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
