@@ -23,24 +23,30 @@ import posix_ipc
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there; mode and value are a new one's. The umask
-    of the process is another for a moment, for sem_open(3) takes it off the mode."""
-    umask = os.umask(0o777 & ~mode)
+    """Make the semaphore, or open the one that is there; mode and value are a new one's."""
     try:
-        return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
-    finally:
-        os.umask(umask)
+        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value)
+        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
+    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
+        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
+    return semaphore
+
+
+def file_of(name: str) -> str:
+    """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
+    path = f"/dev/shm/sem.{name[1:]}"
+    return path if os.path.exists(path) else f"/dev/shm/{name[1:]}"
 
 
 def removed(semaphore: posix_ipc.Semaphore) -> bool:
     """Return whether its file was removed, replaced or truncated; it lives on while it is open.
     sem_open(3) maps the file and closes it, so look for it among the mappings (proc(5))."""
-    for path in (f"/dev/shm/sem.{semaphore.name[1:]}", f"/dev/shm{semaphore.name}"):  # glibc, musl
-        if os.path.exists(path):
-            file = os.stat(path)
-            with open("/proc/self/maps") as maps:  # a sem_t has 32 bytes, or 16
-                return file.st_size not in (16, 32) or f" {file.st_ino} " not in maps.read()
-    return True
+    path = file_of(semaphore.name)
+    if not os.path.exists(path):
+        return True
+    file = os.stat(path)
+    with open("/proc/self/maps") as maps:  # a sem_t has 32 bytes, or 16
+        return file.st_size not in (16, 32) or f" {file.st_ino} " not in maps.read()
 
 
 def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: Sized = ()) -> None:

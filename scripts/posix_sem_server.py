@@ -30,15 +30,12 @@ def file_of(name: str) -> str:
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
     """Make the semaphore, or open the one that is there. Mode and value are a new one's.
-
-    Raises PermissionError for another user's semaphore, ValueError for a file that is none. The
-    umask, which all threads share, is another one for a moment.
-    """
-    umask = os.umask(0o777 & ~mode)  # sem_open(3) takes it off the mode
+    Raises PermissionError for another user's semaphore, ValueError for a file that is none."""
     try:
+        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value)
+        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
+    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
         semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
-    finally:
-        os.umask(umask)
     file = os.stat(file_of(name))
     if file.st_uid != os.geteuid():
         raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")

@@ -14,6 +14,7 @@ Read sysvipc(7), then sysv_msq_server.py; posix_msq_client.py is its POSIX twin.
 # ///
 
 import contextlib
+import errno
 import os
 import time
 
@@ -42,6 +43,10 @@ def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: 
         try:
             queue.send(body, block=False, type=msgtyp)
             return
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # too long for kernel.msgmax, or
+                queue.current_messages  # noqa: B018 - raises ExistentialError: it was removed
+            raise
         except sysv_ipc.BusyError:  # it is full
             with contextlib.suppress(sysv_ipc.PermissionsError):  # msgctl(2) asks for reading
                 if len(body) > queue.max_size:  # msgsnd(2) would wait for ever

@@ -54,7 +54,9 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
         except sysv_ipc.BusyError:  # there is none: wait 0.9 s (and 0.1 s, if that rang too early)
             began = time.monotonic()
             handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
-            left, interval = signal.setitimer(signal.ITIMER_REAL, 0.9, 0.1)
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+            left, interval = signal.getitimer(signal.ITIMER_REAL)
+            signal.setitimer(signal.ITIMER_REAL, min(0.9, left or 0.9), 0.1)
             try:
                 body, _type = queue.receive(type=msgtyp)
             except sysv_ipc.Error as error:
@@ -64,6 +66,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, handler)
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 if left:  # a timer of the program's own, which goes on
                     left = max(left - (time.monotonic() - began), 1e-6)
                     signal.setitimer(signal.ITIMER_REAL, left, interval)

@@ -54,6 +54,7 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
     semaphore.block = timeout != 0  # or else IPC_NOWAIT
     if timeout:
         handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         # It rings again every 0.1 s, in case it does so first just before the wait begins.
         left, interval = signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)
     try:
@@ -75,6 +76,7 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
         if timeout:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if left:  # a timer of the program's own, which goes on
                 left = max(left - (time.monotonic() - began), 1e-6)
                 signal.setitimer(signal.ITIMER_REAL, left, interval)
