@@ -91,10 +91,10 @@ def stop_signals(numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> se
 
 
 def ready() -> None:
-    """Tell systemd, where it asks, that the service has started (sd_notify(3))."""
     if address := os.environ.get("NOTIFY_SOCKET"):
         import socket
 
-        with contextlib.suppress(OSError):  # nobody listens; "@" is the NUL of unix(7)
+        with contextlib.suppress(OSError):  # nobody listens (sd_notify(3), unix(7))
+            address = "\0" + address[1:] if address[0] == "@" else address
             sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            sender.sendto(b"READY=1", "\0" + address[1:] if address[0] == "@" else address)
+            sender.sendto(b"READY=1", socket.MSG_DONTWAIT, address)

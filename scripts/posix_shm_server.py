@@ -33,7 +33,9 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
             break
         os.stat("/dev/shm")  # an error where that is missing
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # just removed
-            segment = posix_ipc.SharedMemory(name, read_only=os.stat(f"/dev/shm{name}").st_size > 0)
+            segment = posix_ipc.SharedMemory(
+                name, read_only=os.lstat(f"/dev/shm{name}").st_size > 0
+            )
             break
     owner = os.fstat(segment.fd).st_uid
     if owner != os.geteuid():
@@ -81,7 +83,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common

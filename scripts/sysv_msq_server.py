@@ -81,7 +81,7 @@ import json
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(sys.argv[0]))  # where common.py is, for `python -P` too
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import common
@@ -134,7 +134,7 @@ def main() -> int:
         for body in itertools.islice(messages(queue, stop, args.type), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.key}", to=2 if args.json else 1)
-    except (sysv_ipc.Error, common.OutputError) as error:  # not what your own work raises
+    except (sysv_ipc.ExistentialError, common.OutputError) as error:  # not of your work
         return common.complain(args.key, error, CURES)
     return 0
 

@@ -982,10 +982,14 @@ def main() -> int:
     folders = [
         text.split("=", 1) for text in args.scripts or [f"={HERE.parent.parent / 'scripts'}"]
     ]
-    variants = [
-        Variant(f"{version(python)} {label}".strip(), python, Path(path))
-        for python, (label, path) in itertools.product(args.python or [sys.executable], folders)
-    ]
+    variants = []
+    for python, (label, path) in itertools.product(args.python or [sys.executable], folders):
+        try:
+            variants.append(Variant(f"{version(python)} {label}".strip(), python, Path(path)))
+        except (OSError, subprocess.SubprocessError) as error:
+            wanted = "not a Python with posix_ipc and sysv_ipc"
+            print(f"bench: {python}: {wanted}: {type(error).__name__}", file=sys.stderr)
+            return 1
     noted: list[int] = []
     with tempfile.TemporaryDirectory(prefix=f"{NAME[1:]}-") as path:
         folder = Path(path)
@@ -1006,6 +1010,8 @@ def main() -> int:
             signal.signal(number, end)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
         worker.join()
+        if not noted and worker.exitcode < 0:
+            print(f"bench: ended by {signal.Signals(-worker.exitcode).name}", file=sys.stderr)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)  # what a worker that failed has left
         for index, api, primitive in itertools.product(
