@@ -189,7 +189,7 @@ def test_a_variable_that_a_target_does_not_have_is_an_error(checkout, target):
 
 @pytest.mark.parametrize("target, variable, has", [
     ("demo", "NAME", "PYTHON VENV"), ("clean", "COUNT", "KEY NAME PYTHON VENV"),
-    ("test", "arg", "ARGS PYTHON VENV"), ("bench", "ARGS", None), ("help", "NAME", "PYTHON VENV"),
+    ("test", "arg", "ARGS PYTHON VENV"), ("bench", "COUNT", None), ("help", "NAME", "PYTHON VENV"),
     ("systemd-install", "VENV", "PYTHON"), ("soak", "MINUTE", "MINUTES PYTHON VENV"),
 ])  # fmt: skip
 def test_nor_has_another_target(checkout, target, variable, has):
