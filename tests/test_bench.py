@@ -57,28 +57,6 @@ def nothing_left(pid: int) -> None:
         sysv_ipc.Semaphore(~key)
 
 
-@pytest.mark.parametrize(
-    ("part", "works"),
-    [
-        ("messages", "bench-"),
-        ("delay", "posix_msq_server"),
-        ("texts", "posix_shm_client"),
-        ("semaphores", "others.py semaphore"),
-        ("idle", "sysv_sem_server"),
-    ],
-)
-def test_an_interrupted_bench_leaves_nothing(part, works):
-    with running("--only", part, "--rounds", "1000") as bench:
-        mine = (f"bench-{bench.pid}", str(2**20 + bench.pid * 256))
-        until(
-            lambda: any(
-                works in line and any(name in line for name in mine)
-                for line in commands().splitlines()
-            )
-        )
-        interrupt(bench)
-
-
 def test_a_contestant_that_is_not_installed_is_left_out(tmp_path):
     for module in ("zmq", "redis"):
         (tmp_path / f"{module}.py").write_text("raise ImportError('not installed')\n")
