@@ -20,7 +20,7 @@ pytestmark = needs("ps", "pgrep")
 
 
 def commands() -> str:
-    return subprocess.check_output(["ps", "-eo", "args"], text=True)
+    return subprocess.check_output(["ps", "-wweo", "args"], text=True)
 
 
 @contextlib.contextmanager
@@ -55,6 +55,31 @@ def nothing_left(pid: int) -> None:
             kind(key)
     with pytest.raises(sysv_ipc.ExistentialError):
         sysv_ipc.Semaphore(~key)
+
+
+@pytest.mark.parametrize(
+    ("part", "works"),
+    [
+        ("messages", "bench-"),
+        ("delay", "posix_msq_server"),
+        ("texts", "posix_shm_client"),
+        ("semaphores", "others.py semaphore"),
+        ("idle", "sysv_sem_server"),
+    ],
+)
+def test_an_interrupted_bench_leaves_nothing(part, works):
+    with running("--only", part, "--rounds", "1000") as bench:
+        mine = (f"bench-{bench.pid}", str(2**20 + bench.pid * 256))
+
+        def at_work() -> bool:
+            assert bench.popen.poll() is None, bench.err
+            return any(
+                works in line and any(name in line for name in mine)
+                for line in commands().splitlines()
+            )
+
+        until(at_work, f"{works} of {mine}", timeout=60)
+        interrupt(bench)
 
 
 def test_a_contestant_that_is_not_installed_is_left_out(tmp_path):

@@ -580,7 +580,7 @@ def test_a_python_that_is_too_old_or_not_there_is_refused(clone, other_python):
 
 
 @needs("bash")
-@pytest.mark.parametrize("fails", ["lint", "test", "test-bare", "nothing"])
+@pytest.mark.parametrize("fails", ["lint", "test", "nothing"])
 def test_ci_runs_everything_and_is_red_when_a_part_fails(tmp_path, fails):
     """.ci/run itself, with a make that notes what it was asked for, and packages that are there."""
     (tmp_path / ".ci").mkdir()
