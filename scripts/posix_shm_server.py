@@ -24,8 +24,7 @@ import posix_ipc
 
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
-    """Make the segment, or open the one that is there; mode and size (bytes) are a new one's.
-    Raises PermissionError for another user's segment, OSError when there is no memory for it."""
+    """Make the segment, or open the one that is there (another user's: PermissionError)."""
     while True:
         with contextlib.suppress(posix_ipc.ExistentialError):  # it is there
             segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode)
@@ -33,9 +32,8 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
             break
         os.stat("/dev/shm")  # an error where that is missing
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # just removed
-            segment = posix_ipc.SharedMemory(
-                name, read_only=os.lstat(f"/dev/shm{name}").st_size > 0
-            )
+            size_now = os.lstat(f"/dev/shm{name}").st_size
+            segment = posix_ipc.SharedMemory(name, read_only=size_now > 0)
             break
     owner = os.fstat(segment.fd).st_uid
     if owner != os.geteuid():
