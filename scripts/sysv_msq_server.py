@@ -134,7 +134,7 @@ def main() -> int:
         for body in itertools.islice(messages(queue, stop, args.type), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.key}", to=2 if args.json else 1)
-    except (sysv_ipc.ExistentialError, common.OutputError) as error:  # not of your work
+    except (sysv_ipc.ExistentialError, sysv_ipc.PermissionsError, common.OutputError) as error:
         return common.complain(args.key, error, CURES)
     return 0
 
