@@ -123,7 +123,7 @@ def main() -> int:
             common.put(prompt, end="")
             line = sys.stdin.buffer.readline()
             if not line.endswith(b"\n") and not os.get_blocking(0):
-                os.read(0, 1)  # an error unless this is the end: there is only nothing more yet
+                line += os.read(0, 1) + sys.stdin.buffer.readline()  # an error: nothing more yet
             if not line:
                 break
             try:
