@@ -98,7 +98,7 @@ def show(body: bytes, as_json: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-n", "--name", type=common.name, default="/test", help="name of the queue (%(default)s)")
+    add("-n", "--name", type=common.name, default="/test", help="name of the queue (/test)")
     add("-c", "--count", type=common.count, metavar="N", help="stop after N messages")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")

@@ -117,7 +117,7 @@ def main() -> int:
     name = functools.partial(common.name, longest=251)
     add("-n", "--name", type=name, default="/test", help="name of the semaphore (default: /test)")
     add("-r", "--release", action="store_true", help="give one back (default: take one)")
-    wait("-t", "--timeout", type=common.seconds, default=0, metavar="SECONDS", help="to wait (0)")
+    wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
     value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
     add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")

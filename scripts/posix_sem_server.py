@@ -98,7 +98,7 @@ def main() -> int:
     name = functools.partial(common.name, longest=251)
     value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
     add("-n", "--name", type=name, default="/test", help="name of the semaphore (default: /test)")
-    add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(default: 1)")
+    add("-i", "--interval", type=common.seconds, default=1, help="pause in seconds (default: 1)")
     add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
     add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
     add("--clean", action="store_true", help="remove the semaphore and exit")

@@ -93,7 +93,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     add("-n", "--name", type=common.name, default="/test", help="name of the segment (/test)")
-    add("-i", "--interval", type=common.seconds, default=3, metavar="SECONDS", help="(default: 3)")
+    add("-i", "--interval", type=common.seconds, default=3, help="pause in seconds (default: 3)")
     add("-c", "--count", type=common.count, metavar="N", help="stop after N readings")
     add("--changes", action="store_true", help="print the text only when it has changed")
     add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")

@@ -115,7 +115,7 @@ def main() -> int:
     add = parser.add_argument
     add("-k", "--key", type=common.key, default=200, help="key of the queue (default: 200)")
     add("-c", "--count", type=common.count, metavar="N", help="send N messages (default: 15)")
-    add("-i", "--interval", type=common.seconds, metavar="SECONDS", help="between two (default: 1)")
+    add("-i", "--interval", type=common.seconds, help="seconds between two messages (default: 1)")
     add("--type", type=common.positive, default=1, metavar="N", help="of the messages (default: 1)")
     add("--no-wait", action="store_true", help="fail when the queue is full (default: wait)")
     add("--stdin", action="store_true", help="send each line of standard input, which is JSON")

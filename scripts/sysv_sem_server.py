@@ -89,7 +89,7 @@ def main() -> int:
     add = parser.add_argument
     value = common.number("0", str(sysv_ipc.SEMAPHORE_VALUE_MAX))
     add("-k", "--key", type=common.key, default=200, help="key of the semaphore (default: 200)")
-    add("-i", "--interval", type=common.seconds, default=1, metavar="SECONDS", help="(default: 1)")
+    add("-i", "--interval", type=common.seconds, default=1, help="pause in seconds (default: 1)")
     add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
     add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
     add("--clean", action="store_true", help="remove the semaphore and exit")
