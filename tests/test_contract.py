@@ -223,7 +223,7 @@ def test_a_pair_makes_its_own_object_and_no_other(pair):
         mount -t tmpfs tmpfs /dev/shm; mkdir -p /dev/mqueue; mount -t mqueue mqueue /dev/mqueue
         objects() {{ cat /proc/sysvipc/* | wc -l; ls /dev/shm /dev/mqueue; }}
         objects >"$0/before"
-        {server} >"$0/out" & until grep -q start "$0/out"; do sleep 0.01; done
+        {server} >"$0/out" & until grep -qs start "$0/out"; do sleep 0.01; done
         echo text | {shlex.join(pair.argv("client"))} {options} >/dev/null
         ls /dev/shm | sed 's|^|/dev/shm/|'; ls /dev/mqueue | sed 's|^|/dev/mqueue/|'
         for kind in msg shm sem; do sed "1d; s/^ */$kind /" /proc/sysvipc/$kind; done
