@@ -580,7 +580,7 @@ def test_a_python_that_is_too_old_or_not_there_is_refused(clone, other_python):
 
 
 @needs("bash")
-@pytest.mark.parametrize("fails", ["lint", "test", "nothing"])
+@pytest.mark.parametrize("fails", ["lint", "test", "test-bare", "nothing"])
 def test_ci_runs_everything_and_is_red_when_a_part_fails(tmp_path, fails):
     """.ci/run itself, with a make that notes what it was asked for, and packages that are there."""
     (tmp_path / ".ci").mkdir()
@@ -598,7 +598,7 @@ def test_ci_runs_everything_and_is_red_when_a_part_fails(tmp_path, fails):
         [tmp_path / ".ci/run"], env={**env, "PATH": path}, capture_output=True, text=True
     )
     asked = (tmp_path / "asked").read_text().splitlines()
-    everything = ["lint CI=true", "test CI=true"]
+    everything = ["lint CI=true", "test CI=true", "test-bare PLACE=container CI=true"]
     assert asked == everything[: {"lint": 1, "test": 2}.get(fails, 3)]
     assert (done.returncode == 0) == (fails == "nothing"), done
 
