@@ -27,7 +27,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     try:
         semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value)
         os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
-    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
+    except (posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was a moment ago
         semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
     return semaphore
 

@@ -34,7 +34,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     try:
         semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value)
         os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
-    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
+    except (posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was a moment ago
         semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
     file = os.stat(file_of(name))
     if file.st_uid != os.geteuid():
@@ -89,7 +89,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No semaphore": "nor a /dev/shm"}
+CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No semaphore": "is /dev/shm there?"}
 
 
 def main() -> int:

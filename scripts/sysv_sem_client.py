@@ -43,7 +43,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
                 if semaphore.o_time:  # its creator is done
                     return semaphore
                 time.sleep(0.01)
-            raise TimeoutError("never got its value: did its creator die? `ipcrm -S` removes it")
+            raise TimeoutError("never got its value: did its creator die? `ipcrm -S KEY`")
 
 
 def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int = 1) -> None:
