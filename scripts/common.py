@@ -29,23 +29,23 @@ def number(low: str, high: str, kind: Callable[[str], float] = int) -> Callable[
     def number(text: str) -> float:
         if kind(low) <= kind(text) <= kind(high):
             return kind(text)
-        raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        raise argparse.ArgumentTypeError(f"{text.strip()} is not from {low} to {high}")
 
     return number  # a type for argparse
-
-
-count = number("0", "1000000000000")
-positive = number("1", "2147483647")
-size = number("1", str(2**47))
-seconds = number("0", "1000000000", float)
-mode = number("0", "777", partial(int, base=8))
-key = number("1", "2147483647", partial(int, base=0))  # 0 is IPC_PRIVATE: at every open a new one
 
 
 def name(text: str, longest: int = 255) -> str:
     if text.rfind("/") == 0 and 1 <= len(os.fsencode(text[1:])) <= longest:
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to {longest} bytes: /test is")
+
+
+count = number("0", "1000000000000")
+size = number("1", str(2**47))
+seconds = number("0", "1000000000", float)
+mode = number("0", "777", partial(int, base=8))
+natural = number("1", "2147483647", partial(int, base=0))  # as a key, 0 is IPC_PRIVATE
+sem_name = partial(name, longest=251)  # a file with "sem." before it
 
 
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
@@ -77,24 +77,24 @@ def complain(thing: object, error: object, cures: Mapping[str, str] = {}) -> int
 
 def compare(thing: object, what: str, given: int | None, actual: int, form: str = "d") -> None:
     if given not in (None, actual):
-        complain(thing, f"{what} is {actual:{form}}, not {given:{form}}")
+        complain(thing, f"{what} {actual:{form}}, not {given:{form}}")
 
 
 def stop_signals(numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> set[int]:
     """Return a set into which handlers put SIGINT and SIGTERM when they come, from now on."""
     noted: set[int] = set()
     for number in numbers:
-        signal.signal(number, lambda number, frame: noted.add(number))
+        signal.signal(number, lambda came, frame: noted.add(came))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # the parent may have blocked them
     atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, numbers)  # or a second one kills
     return noted
 
 
-def ready() -> None:
-    if address := os.environ.get("NOTIFY_SOCKET"):
-        import socket
+def ready(line: str, to: int = 1) -> None:
+    put(line, to=to)
+    if address := os.environ.get("NOTIFY_SOCKET"):  # of systemd: sd_notify(3), unix(7)
+        from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
 
-        with contextlib.suppress(OSError):  # nobody listens (sd_notify(3), unix(7))
+        with contextlib.suppress(OSError):  # nobody listens
             address = "\0" + address[1:] if address[0] == "@" else address
-            sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            sender.sendto(b"READY=1", socket.MSG_DONTWAIT, address)
+            socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", MSG_DONTWAIT, address)

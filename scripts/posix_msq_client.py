@@ -43,32 +43,31 @@ def send(
     while True:
         if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
             raise posix_ipc.ExistentialError("the queue was removed")
-        left = max(end - time.monotonic(), 0)
         try:
-            queue.send(body, min(left, 0.9), priority)  # then look: a removal does not end it
+            queue.send(
+                body, max(0, min(end - time.monotonic(), 0.9)), priority
+            )  # no removal ends it
             return
-        except posix_ipc.BusyError:
-            if left <= 0.9:
-                raise
-        except posix_ipc.SignalError:
-            pass  # a handler has run, and the wait goes on
+        except (posix_ipc.BusyError, posix_ipc.SignalError):  # or a handler has run
+            if time.monotonic() >= end:
+                raise posix_ipc.BusyError("The queue is full") from None
 
 
 # --- the command line
 
-import argparse
-import itertools
-import json
 import signal
 import sys
-from collections.abc import Iterator
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
+import itertools
+import json
+from collections.abc import Iterator
 
 CURES = {
     "Permission denied": "`ls -l /dev/mqueue` shows owner and mode",
@@ -78,11 +77,6 @@ CURES = {
     "space for a new queue": "fs.mqueue.queues_max is the limit",
 }
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
-
-
-def counts() -> Iterator[tuple[str, bytes]]:
-    for count in itertools.count(1):
-        yield repr({"count": count}), json.dumps({"count": count}).encode()
 
 
 def lines(name: str, refused: list[int]) -> Iterator[tuple[str, bytes]]:
@@ -122,7 +116,8 @@ def main() -> int:
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:
         return common.complain(args.name, "this system has no POSIX message queues")
     refused: list[int] = []
-    messages = lines(args.name, refused) if args.stdin else counts()
+    counts = ((f"{{'count': {n}}}", b'{"count": %d}' % n) for n in itertools.count(1))
+    messages = lines(args.name, refused) if args.stdin else counts
     try:
         queue = open_queue(args.name)
         for sent, (text, body) in enumerate(itertools.islice(messages, args.count)):

@@ -64,17 +64,17 @@ def messages(queue: "posix_ipc.MessageQueue", stop: Sized) -> Iterator[bytes]:
 
 # --- the command line
 
-import argparse
-import itertools
-import json
 import signal
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
+import itertools
+import json
 
 CURES = {
     "Permission denied": "`ls -l /dev/mqueue` shows owner and mode",
@@ -102,9 +102,8 @@ def main() -> int:
     add("-c", "--count", type=common.count, metavar="N", help="stop after N messages")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")
-    add("--max-messages", type=common.positive, metavar="N", help="of a new queue (default: 10)")
-    size = "of a new queue: the longest message (default: 8192)"
-    add("--max-message-size", type=common.positive, metavar="BYTES", help=size)
+    add("--max-messages", type=common.natural, metavar="N", help="of a new queue (default: 10)")
+    add("--max-message-size", type=common.natural, metavar="BYTES", help="of a new queue (8192)")
     add("--clean", action="store_true", help="remove the queue and exit")
     args = parser.parse_args()
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:
@@ -121,13 +120,14 @@ def main() -> int:
         return 0
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.name, error, CURES)
-    common.compare(args.name, "--mode", args.mode, os.fstat(queue.mqd).st_mode & 0o777, "o")
-    common.compare(args.name, "--max-messages", args.max_messages, queue.max_messages)
-    common.compare(args.name, "--max-message-size", args.max_message_size, queue.max_message_size)
+    common.compare(args.name, "--mode is", args.mode, os.fstat(queue.mqd).st_mode & 0o777, "o")
+    common.compare(args.name, "--max-messages is", args.max_messages, queue.max_messages)
+    common.compare(
+        args.name, "--max-message-size is", args.max_message_size, queue.max_message_size
+    )
     stop = common.stop_signals()
     try:
-        common.put(f"start message queue server: {args.name}", to=2 if args.json else 1)
-        common.ready()
+        common.ready(f"start message queue server: {args.name}", to=2 if args.json else 1)
         for body in itertools.islice(messages(queue, stop), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.name}", to=2 if args.json else 1)

@@ -13,6 +13,7 @@ Read sem_overview(7), then posix_sem_client.py; sysv_sem_server.py is its System
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sized
@@ -31,17 +32,18 @@ def file_of(name: str) -> str:
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
     """Make the semaphore, or open the one that is there. Mode and value are a new one's.
     Raises PermissionError for another user's semaphore, ValueError for a file that is none."""
-    try:
-        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value)
-        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
-    except (posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was a moment ago
-        semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
-    file = os.stat(file_of(name))
-    if file.st_uid != os.geteuid():
-        raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")
-    if file.st_size not in (16, 32):  # of a sem_t; to look at it would be a SIGBUS
-        raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
-    return semaphore
+    while True:
+        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there
+            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value)
+            os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
+        with contextlib.suppress(FileNotFoundError):  # somebody has just removed it
+            semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
+            file = os.stat(file_of(name))
+            if file.st_uid != os.geteuid():
+                raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")
+            if file.st_size not in (16, 32):  # of a sem_t; to look at it would be a SIGBUS
+                raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
+            return semaphore
 
 
 def removed(semaphore: posix_ipc.Semaphore) -> bool:
@@ -49,12 +51,10 @@ def removed(semaphore: posix_ipc.Semaphore) -> bool:
 
     sem_open(3) maps the file and closes it, so look for it among the mappings (proc(5)).
     """
-    try:
+    with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
         file = os.stat(file_of(semaphore.name))
-    except FileNotFoundError:
-        return True
-    with open("/proc/self/maps") as maps:
-        return file.st_size not in (16, 32) or f" {file.st_ino} " not in maps.read()
+        return file.st_size not in (16, 32) or b" %d " % file.st_ino not in maps.read()
+    return True
 
 
 def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
@@ -78,15 +78,14 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
 
 # --- the command line
 
-import argparse
-import functools
 import signal
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
 
 CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No semaphore": "is /dev/shm there?"}
@@ -95,9 +94,8 @@ CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No semaphore": "
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    name = functools.partial(common.name, longest=251)
     value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
-    add("-n", "--name", type=name, default="/test", help="name of the semaphore (default: /test)")
+    add("-n", "--name", type=common.sem_name, default="/test", help="its name (default: /test)")
     add("-i", "--interval", type=common.seconds, default=1, help="pause in seconds (default: 1)")
     add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
     add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
@@ -119,12 +117,10 @@ def main() -> int:
     try:
         semaphore = open_semaphore(args.name, mode, 2 if args.value is None else args.value)
         there = os.stat(file_of(args.name)).st_mode & 0o777
-        common.compare(args.name, "--mode", args.mode, there, "o")
-        if args.value not in (None, semaphore.value):
-            common.complain(args.name, f"--value is now {semaphore.value}, not {args.value}")
+        common.compare(args.name, "--mode is", args.mode, there, "o")
+        common.compare(args.name, "--value is now", args.value, semaphore.value)
         stop = common.stop_signals()
-        common.put(f"start semaphore server: {args.name} size: {semaphore.value}")
-        common.ready()
+        common.ready(f"start semaphore server: {args.name} size: {semaphore.value}")
         for changed in values(semaphore, stop, args.interval):
             common.put(f"semaphore: {changed}", timed=True)
         common.put(f"end semaphore server: {args.name}")

@@ -30,20 +30,17 @@ STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIG
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
     """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
-    while True:
-        with contextlib.suppress(posix_ipc.ExistentialError):  # it is there
-            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode)
-            os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-            break
-        os.stat("/dev/shm")  # an error where that is missing
-        with contextlib.suppress(posix_ipc.ExistentialError):  # just removed
-            # Not by O_CREAT, which fs.protected_regular forbids on another user's (proc(5)).
-            segment = posix_ipc.SharedMemory(name)
-            break
+    try:
+        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
+    except (
+        posix_ipc.PermissionsError
+    ):  # fs.protected_regular: no O_CREAT on another user's (proc(5))
+        segment = posix_ipc.SharedMemory(name)
     file = os.fstat(segment.fd)
     if file.st_size == 0 and file.st_uid == os.geteuid():
         with locked(segment):
             if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
                 os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
     return segment
 
@@ -94,14 +91,14 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
 
 # --- the command line
 
-import argparse
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
 
 CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No space left": "`df /dev/shm`"}
@@ -117,7 +114,7 @@ def main() -> int:
     status = 0
     try:
         segment = open_segment(args.name, size=args.size or 4096)
-        common.compare(args.name, "--size", args.size, os.fstat(segment.fd).st_size)
+        common.compare(args.name, "--size is", args.size, os.fstat(segment.fd).st_size)
         common.put(f"write to {args.name}")
         while True:
             common.put(prompt, end="")

@@ -1,7 +1,6 @@
 """POSIX shared memory, the server: prints the text in the segment every 3 seconds.
 
     posix_shm_server.py             in one terminal, and posix_shm_client.py in another
-    posix_shm_server.py --clean     removes the segment
 
 Shows shm_open(3), posix_fallocate(3), flock(2), and how to read whole texts only, whoever dies.
 Read shm_overview(7), then posix_shm_client.py; sysv_shm_server.py is its System V twin.
@@ -25,22 +24,18 @@ import posix_ipc
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
     """Make the segment, or open the one that is there (another user's: PermissionError)."""
-    while True:
-        with contextlib.suppress(posix_ipc.ExistentialError):  # it is there
-            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode)
-            os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-            break
-        os.stat("/dev/shm")  # an error where that is missing
-        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # just removed
-            size_now = os.lstat(f"/dev/shm{name}").st_size
-            segment = posix_ipc.SharedMemory(name, read_only=size_now > 0)
-            break
+    try:
+        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
+    except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or to be read only
+        empty = os.lstat(f"/dev/shm{name}").st_size == 0
+        segment = posix_ipc.SharedMemory(name, read_only=not empty)
     owner = os.fstat(segment.fd).st_uid
     if owner != os.geteuid():
         raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
     if os.fstat(segment.fd).st_size == 0:
         with locked(segment):
             if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
                 os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
     return segment
 
@@ -64,26 +59,26 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
 
 def read_text(segment: posix_ipc.SharedMemory, timeout: float = 10) -> str | None:
     """Return the text, or None when the last byte is 0x01: a write was cut short. TimeoutError."""
-    data, length = b"", 4096
+    data = b""
     with locked(segment, timeout):
         # By pread(2): in an mmap(2), a page that somebody truncated away is a fatal SIGBUS.
         if os.pread(segment.fd, 1, max(os.fstat(segment.fd).st_size - 1, 0)) == b"\x01":
             return None
-        while b"\0" not in (data := os.pread(segment.fd, length, 0)) and len(data) == length:
-            length *= 4
+        while b"\0" not in data and (more := os.pread(segment.fd, len(data) + 4096, len(data))):
+            data += more
     return data.partition(b"\0")[0].decode(errors="backslashreplace")
 
 
 # --- the command line
 
-import argparse
 import signal
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
 
 CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No space left": "`df /dev/shm`"}
@@ -101,7 +96,9 @@ def main() -> int:
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
     path = f"/dev/shm{args.name}"  # what is removed lives on while it is open
-    readings, due, previous = 0, 0.0, object()
+    readings = 0
+    due = 0.0
+    previous: object = ...  # no text, so that the first one differs
     try:
         if args.clean:
             posix_ipc.unlink_shared_memory(args.name)
@@ -109,23 +106,23 @@ def main() -> int:
             return 0
         mode = 0o600 if args.mode is None else args.mode
         segment = open_segment(args.name, mode, args.size or 4096)
-        common.compare(args.name, "--mode", args.mode, os.fstat(segment.fd).st_mode & 0o777, "o")
-        common.compare(args.name, "--size", args.size, os.fstat(segment.fd).st_size)
+        common.compare(args.name, "--mode is", args.mode, os.fstat(segment.fd).st_mode & 0o777, "o")
+        common.compare(args.name, "--size is", args.size, os.fstat(segment.fd).st_size)
         stop = common.stop_signals()
-        common.put(f"start shared memory server: {args.name}")
-        common.ready()
+        common.ready(f"start shared memory server: {args.name}")
         while readings != args.count and not stop:
             if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
                 return common.complain(args.name, "the segment was removed")
-            if time.monotonic() < due:
-                time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # no signal ends it (PEP 475)
+            if (pause := due - time.monotonic()) > 0:
+                time.sleep(min(pause, 0.9))  # then look again: no signal ends it (PEP 475)
                 continue
             due = time.monotonic() + max(args.interval, 0.01)
             try:
                 text = read_text(segment, 0.9)
                 if text != previous or not args.changes:
                     common.put("(incomplete write)" if text is None else text, timed=True)
-                readings, previous = readings + 1, text
+                readings += 1
+                previous = text
             except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
                 common.complain(args.name, error)
         common.put(f"end shared memory server: {args.name}")

@@ -64,19 +64,19 @@ def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: 
 
 # --- the command line
 
-import argparse
-import itertools
-import json
 import signal
 import sys
-from collections.abc import Iterator
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
+import itertools
+import json
+from collections.abc import Iterator
 
 CURES = {
     "Permission denied": "`ipcs -q` shows owner and mode",
@@ -86,11 +86,6 @@ CURES = {
     "msg_qbytes": "kernel.msgmnb is the limit of a new queue",
 }
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
-
-
-def counts() -> Iterator[tuple[str, bytes]]:
-    for count in itertools.count(1):
-        yield repr({"count": count}), json.dumps({"count": count}).encode()
 
 
 def lines(key: int, refused: list[int]) -> Iterator[tuple[str, bytes]]:
@@ -113,10 +108,10 @@ def lines(key: int, refused: list[int]) -> Iterator[tuple[str, bytes]]:
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=common.key, default=200, help="key of the queue (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="key of the queue (default: 200)")
     add("-c", "--count", type=common.count, metavar="N", help="send N messages (default: 15)")
     add("-i", "--interval", type=common.seconds, help="seconds between two messages (default: 1)")
-    add("--type", type=common.positive, default=1, metavar="N", help="of the messages (default: 1)")
+    add("--type", type=common.natural, default=1, metavar="N", help="of the messages (default: 1)")
     add("--no-wait", action="store_true", help="fail when the queue is full (default: wait)")
     add("--stdin", action="store_true", help="send each line of standard input, which is JSON")
     add("-q", "--quiet", action="store_true", help="do not print what is sent")
@@ -126,7 +121,8 @@ def main() -> int:
     if args.count is None and not args.stdin:
         args.count = 15
     refused: list[int] = []
-    messages = lines(args.key, refused) if args.stdin else counts()
+    counts = ((f"{{'count': {n}}}", b'{"count": %d}' % n) for n in itertools.count(1))
+    messages = lines(args.key, refused) if args.stdin else counts
     try:
         queue = open_queue(args.key)
         for sent, (text, body) in enumerate(itertools.islice(messages, args.count)):

@@ -25,20 +25,17 @@ import sysv_ipc
 
 
 def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
-    """Make the queue, or open the one that is there, to receive from it.
-
-    The mode is that of a new queue. Raises PermissionError for another user's queue.
-    """
+    """Make the queue, or open the one that is there, to receive from it. The mode is that of a new
+    queue. Raises PermissionError for another user's queue."""
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
             sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
         with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
             # The mode is what is asked for. A message over 16 MiB would stay in the queue for good.
             queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=2**24)
-            break
-    for owner in {queue.uid, queue.cuid} - {os.geteuid()}:  # a creator (cuid) keeps all rights
-        raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
-    return queue
+            for owner in {queue.uid, queue.cuid} - {os.geteuid()}:  # cuid: its creator
+                raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+            return queue
 
 
 def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iterator[bytes]:
@@ -46,8 +43,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
     msgrcv(2) has no time limit, SIGALRM ends its wait, and signals reach that thread alone.
 
     A handler that fills `stop` must not raise: the message that msgrcv(2) has just taken off the
-    queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed.
-    """
+    queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed."""
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
@@ -75,16 +71,16 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
 
 # --- the command line
 
-import argparse
-import itertools
-import json
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
+import itertools
+import json
 
 CURES = {
     "Permission denied": "`ipcs -q` shows owner and mode",
@@ -106,7 +102,7 @@ def show(body: bytes, as_json: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=common.key, default=200, help="key of the queue (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="key of the queue (default: 200)")
     add("-c", "--count", type=common.count, metavar="N", help="stop after N messages")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     types = common.number("-2147483647", "2147483647")
@@ -126,11 +122,10 @@ def main() -> int:
         return 0
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.key, error, CURES)
-    common.compare(args.key, "--mode", args.mode, queue.mode & 0o777, "o")
+    common.compare(args.key, "--mode is", args.mode, queue.mode & 0o777, "o")
     stop = common.stop_signals()
     try:
-        common.put(f"start message queue server: {args.key}", to=2 if args.json else 1)
-        common.ready()
+        common.ready(f"start message queue server: {args.key}", to=2 if args.json else 1)
         for body in itertools.islice(messages(queue, stop, args.type), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.key}", to=2 if args.json else 1)

@@ -1,12 +1,9 @@
 """System V semaphore, the client: takes one, gives one back, or holds one while a command runs.
 
-    sysv_sem_client.py -w                   waits for one; -t 5 waits 5 seconds at the most
-    sysv_sem_client.py -r                   gives one back
     sysv_sem_client.py -w --zero            waits until all are taken
     sysv_sem_client.py -w -- make -j2       holds one while the command runs, and exits as it does
 
-Shows semget(2), semop(2) and SEM_UNDO: the client becomes its command, and whatever ends that,
-even SIGKILL, the kernel gives back what it had taken.
+Shows semget(2), semop(2) and SEM_UNDO: whatever ends the command, the kernel gives back for it.
 Read sysvipc(7), then sysv_sem_server.py; posix_sem_client.py is its POSIX twin.
 """
 
@@ -26,9 +23,8 @@ import sysv_ipc
 
 
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there; mode and value are a new one's.
-    Raises TimeoutError for one whose creator died before it had its value (W. Richard Stevens, UNIX
-    Network Programming 2, section 11.2; TLPI, section 47.5)."""
+    """Make the semaphore, or open the one that is there; mode and value are a new one's. It is a
+    TimeoutError when its creator died before it had its value (Stevens, UNP 2, section 11.2)."""
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
@@ -65,13 +61,11 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
                 else:
                     semaphore.Z()
                 return
-            except sysv_ipc.BusyError:
-                raise sysv_ipc.BusyError("Semaphore is busy") from None
-            except sysv_ipc.Error as error:
-                if type(error) is not sysv_ipc.Error:  # EINTR: the alarm, or Ctrl-Z and fg
+            except sysv_ipc.Error as error:  # for EINTR (the alarm, Ctrl-Z) it has no other class
+                if type(error) not in (sysv_ipc.Error, sysv_ipc.BusyError):
                     raise
-            if timeout and time.monotonic() >= began + timeout:
-                raise sysv_ipc.BusyError("Semaphore is busy")
+                if timeout is not None and time.monotonic() >= began + timeout:
+                    raise sysv_ipc.BusyError("Semaphore is busy") from None
     finally:
         if timeout:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -84,32 +78,25 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
 
 # --- the command line
 
-import argparse
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
 
-CURES = {
-    "ermi": "`ipcs -s` shows owner and mode",
-    "No space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
-    "SEMVMX": "which is 32767",
-}
-
-
-def misplaced(word: str) -> str:
-    raise argparse.ArgumentTypeError(f"put -- before the command: -- {word}")
+LIMITS = "`sysctl kernel.sem` shows the limits, and SEMVMX is 32767"
+CURES = {"ermi": "`ipcs -s` shows owner and mode", "No space left": LIMITS, "SEMVMX": LIMITS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     wait = parser.add_mutually_exclusive_group().add_argument
-    add("-k", "--key", type=common.key, default=200, help="key of the semaphore (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="key of the semaphore (default: 200)")
     add("-r", "--release", action="store_true", help="give back (default: take)")
     add("--zero", action="store_true", help="take none, but wait until the value is zero")
     add("--by", type=common.number("1", "32767"), default=1, metavar="N", help="how many (1)")
@@ -117,7 +104,8 @@ def main() -> int:
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
     add("--value", type=common.number("0", "32767"), metavar="N", help="of a new semaphore (2)")
-    add("command", nargs="*", type=misplaced, metavar="-- COMMAND", help="hold one while it runs")
+    words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
+    words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     dashes = [*sys.argv, "--"].index("--")
     args = parser.parse_args(sys.argv[1:dashes])
     command = sys.argv[dashes + 1 :]
@@ -129,8 +117,7 @@ def main() -> int:
             semaphore = sysv_ipc.Semaphore(args.key)
         else:
             semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
-        if args.value not in (None, semaphore.value):
-            common.complain(args.key, f"--value is now {semaphore.value}, not {args.value}")
+        common.compare(args.key, "--value is now", args.value, semaphore.value)
         semaphore.undo = args.undo or bool(command)
         if args.release:
             semaphore.release(delta=args.by)
@@ -141,9 +128,9 @@ def main() -> int:
                 signal.signal(number, signal.SIG_DFL)  # would leave it so
             thing = command[0]  # what an error is about
             os.execvp(command[0], command)
+        CURES.clear()  # what fails now is the output
+        CURES[""] = "the value has changed all the same"
         common.put(f"semaphore: {semaphore.value}")
-    except common.OutputError as error:
-        return common.complain(args.key, error, {"": "the value has changed all the same"})
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(thing, error, CURES)
     return 0

@@ -68,14 +68,14 @@ def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> I
 
 # --- the command line
 
-import argparse
 import signal
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
 
 CURES = {
@@ -88,7 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     value = common.number("0", str(sysv_ipc.SEMAPHORE_VALUE_MAX))
-    add("-k", "--key", type=common.key, default=200, help="key of the semaphore (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="key of the semaphore (default: 200)")
     add("-i", "--interval", type=common.seconds, default=1, help="pause in seconds (default: 1)")
     add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
     add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
@@ -107,12 +107,10 @@ def main() -> int:
     mode = 0o600 if args.mode is None else args.mode
     try:
         semaphore = open_semaphore(args.key, mode, 2 if args.value is None else args.value)
-        common.compare(args.key, "--mode", args.mode, semaphore.mode & 0o777, "o")
-        if args.value not in (None, semaphore.value):
-            common.complain(args.key, f"--value is now {semaphore.value}, not {args.value}")
+        common.compare(args.key, "--mode is", args.mode, semaphore.mode & 0o777, "o")
+        common.compare(args.key, "--value is now", args.value, semaphore.value)
         stop = common.stop_signals()
-        common.put(f"start semaphore server: {args.key} size: {semaphore.value}")
-        common.ready()
+        common.ready(f"start semaphore server: {args.key} size: {semaphore.value}")
         for changed in values(semaphore, stop, args.interval):
             common.put(f"semaphore: {changed}", timed=True)
         common.put(f"end semaphore server: {args.key}")

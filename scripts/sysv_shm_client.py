@@ -32,14 +32,13 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is none
         sysv_ipc.Semaphore(~key)  # or, where the lock is out of reach, make nothing
     try:
-        # Not IPC_CREX: the package would fill it, when others may have written to it.
-        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)
+        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX fills it
     except ValueError:  # it is smaller, or this is over kernel.shmmax
         segment = sysv_ipc.SharedMemory(key)
     if segment.uid == os.geteuid():  # the lock of another user's segment is his to make
         with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-            # By one semop(2) the lock gets its value, so nobody has it before.
-            sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
+            sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX).release()  # its value, by one semop(2)
+        sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
     return segment
 
 
@@ -55,8 +54,8 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
             break
         time.sleep(0.01)
     else:
-        never = "the lock never got its value: sysv_shm_server.py --clean removes it"
-        raise TimeoutError(f"locked by process {lock.last_pid}" if lock.o_time else never)
+        never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
+        raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
     try:
         yield
     finally:
@@ -90,34 +89,31 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
 
 # --- the command line
 
-import argparse
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
+import argparse
 import common
 
-CURES = {
-    "ermission": "`ipcs -m -s` shows owner and mode",
-    "ENOSPC": "kernel.shmmni and kernel.shmall are the limits",
-    "No shared": "or its size is over kernel.shmmax",
-}
+LIMITS = "kernel.shmmax, kernel.shmmni and kernel.shmall are the limits"
+CURES = {"ermission": "`ipcs -m -s` shows owner and mode", "ENOSPC": LIMITS, "No shared": LIMITS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=common.key, default=200, help="key of the segment (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="key of the segment (default: 200)")
     add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
     args = parser.parse_args()
     prompt = "Please enter something: " if sys.stdin.isatty() else ""
     status = 0
     try:
         segment = open_segment(args.key, size=args.size or 4096)
-        common.compare(args.key, "--size", args.size, segment.size)
+        common.compare(args.key, "--size is", args.size, segment.size)
         common.put(f"write to {args.key}")
         while True:
             common.put(prompt, end="")

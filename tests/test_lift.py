@@ -417,7 +417,8 @@ stop, inside, most = [], [], []
 def take(limit=None):
     script.acquire(semaphore, limit, *([stop] if api == "posix" else []))
 def wait():
-    print(max(most), semaphore.value, flush=True)
+    # Not by print(), whose lock a daemon thread would take with it to the end of the interpreter.
+    os.write(1, f"{max(most)} {semaphore.value}\n".encode())
     try:
         take()
     except InterruptedError:

@@ -1,0 +1,523 @@
+"""Deliberate faults at moments that the test makes: a call stopped, refused, or starved."""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import posix_ipc
+import pytest
+import sysv_ipc
+from conftest import ENV, SCRIPTS, Pair, Process, needs, until, waits_in
+from test_users import ALICE, BOB, argv_of, run_as, scripts
+
+__all__ = ["argv_of", "run_as", "scripts"]  # the fixtures of the other users
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
+
+
+def traced(log: Path, call: str, what: str, argv: list[str], *paths: object) -> list[str]:
+    only = [word for path in paths for word in ("-P", str(path))]
+    trace = ["-e", f"trace={call}", "-e", f"inject={call}:{what}"]
+    return ["strace", "-f", "-q", "-o", str(log), *only, *trace, *argv]
+
+
+@contextlib.contextmanager
+def halted(
+    log: Path, call: str, when: int, argv: list[str], *paths: object, **options: object
+) -> Iterator[tuple[Process, Callable[[], None]]]:
+    """A script stopped right after a system call; what is yielded second lets it go on."""
+    with Process(traced(log, call, f"signal=STOP:when={when}", argv, *paths), **options) as process:
+        until(lambda: log.exists() and "stopped by SIGSTOP" in log.read_text(), f"{call} {when}")
+        pid = int(log.read_text().split()[0])
+        try:
+            yield process, lambda: os.kill(pid, signal.SIGCONT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def blocks(*numbers: int) -> Callable[[], object]:
+    return lambda: signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+
+def once(pair: Pair) -> list[str]:
+    return ["-c1", "-i0"] if pair.primitive == "msq" else []
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def one_line(text: str) -> bool:
+    return text.count("\n") == 1 and text.replace("\n", "").isprintable()
+
+
+# --- data
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "0<&- 2>&-", "1>&-", "0<&- 1>&- 2>&-"])
+def test_no_object_gets_the_number_of_a_closed_descriptor(pair, closed):
+    """What the server says of the full standard output would be written into the object."""
+    pair.client(*once(pair), stdin="precious\n")
+    options = {"msq": ["-c2"], "shm": ["-c1", "--size", "9"], "sem": ["--value", "7"]}
+    shell = [
+        "sh",
+        "-c",
+        f'"$@" >/dev/full {closed}',
+        "sh",
+        *pair.argv("server", *options[pair.primitive]),
+    ]
+    with Process(shell) as server:
+        if pair.primitive == "sem" and "1>&-" in closed:  # it has no end, and nobody to tell
+            until(lambda: waits_in(int(children(server.pid)[0]), "clock_nanosleep"))
+        elif pair.primitive == "msq" and "1>&-" in closed:
+            pair.client("-c1", "-q")
+            server.wait()
+        else:
+            server.wait()
+    if pair.primitive == "msq":
+        with pair.opened(**({"mode": 0o400} if pair.api == "sysv" else {})) as queue:
+            assert queue.current_messages <= 1
+            assert all(
+                json.loads(queue.receive()[0]) == {"count": 1}
+                for _ in range(queue.current_messages)
+            )
+    elif pair.primitive == "shm":
+        assert "precious" in pair.run("server", "-c1").stdout
+    else:
+        assert pair.client("-r").stdout == "semaphore: 2\n"
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_slow_reader_of_an_unbuffered_server_gets_all_of_it(shm, blocking):
+    shm.client("--size", 400_000, stdin="x" * 300_000 + "\n")
+    read, write = os.pipe()
+    os.set_blocking(write, blocking)
+    python, *rest = shm.argv("server", "-c1")
+    with subprocess.Popen([python, "-u", *rest], stdout=write, env=ENV) as server:
+        os.close(write)
+        until(lambda: not open(f"/proc/{server.pid}/wchan").read().startswith("do_exit"))
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            server.send_signal(number)
+        with open(read) as file:
+            assert file.read().count("x") == 300_000
+        assert server.wait(20) == 0
+
+
+@needs("strace")
+@pytest.mark.parametrize("primitive", ["msq", "shm"])
+def test_a_part_of_a_line_is_not_taken_for_a_line(make_pair, api, primitive, tmp_path):
+    """The rest comes between the end of what is there and the look whether there is more."""
+    pair = make_pair(api, primitive)
+    argv = pair.argv("client", *(["--stdin"] if primitive == "msq" else []))
+
+    def feed(log: Path, when: int, rest: bytes) -> int:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        os.write(write, b'"first ha')
+        with halted(log, "fcntl", when, argv, stdin=read) as (client, go_on):
+            os.write(write, rest)
+            os.close(write)
+            go_on()
+            status = client.wait()
+        os.close(read)
+        return status
+
+    log = tmp_path / "count"
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.write(write, b'"first ha')
+    counted = traced(log, "fcntl", "delay_exit=0", argv)
+    done = subprocess.run(counted, stdin=read, env=ENV, capture_output=True, text=True)
+    assert (done.returncode, "unavailable" in done.stderr) == (1, True)  # as cat(1) says it
+    calls = [line for line in log.read_text().splitlines() if "fcntl(" in line]
+    when = max(number for number, line in enumerate(calls, 1) if "(0, F_GETFL" in line)
+    os.close(write)
+    os.close(read)
+    status = feed(tmp_path / "log", when, b'lf"\n')
+    if status == 0:
+        assert "first half" in pair.run("server", "-c1").stdout.splitlines()[1]
+    else:
+        assert status == 1
+
+
+@pytest.mark.parametrize("primitive", ["msq", "shm"])
+def test_a_non_blocking_standard_input_that_has_its_lines(make_pair, api, primitive):
+    pair = make_pair(api, primitive)
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.write(write, b'"a line"\n')
+    os.close(write)
+    argv = pair.argv("client", *(["--stdin"] if primitive == "msq" else []))
+    done = subprocess.run(argv, stdin=read, env=ENV, capture_output=True, text=True)
+    os.close(read)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "a line" in pair.run("server", "-c1").stdout
+
+
+def test_what_a_semaphore_client_did_before_its_output_was_full_is_said(sem):
+    for option, left in (("-w", 1), ("-r", 2)):
+        with open("/dev/full", "w") as full:
+            argv = sem.argv("client", option)
+            done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=ENV, text=True)
+        assert done.returncode == 1
+        assert done.stderr.endswith("No space left on device: the value has changed all the same\n")
+        with sem.opened() as semaphore:
+            assert semaphore.value == left
+
+
+@pytest.mark.parametrize("option", ["-P", "-I"])
+def test_a_linked_script_finds_what_it_shares(pair, option, tmp_path):
+    python, script, *rest = pair.argv("server", "--clean")
+    if option == "-P" and sys.version_info < (3, 11):
+        pytest.skip("-P needs Python 3.11")
+    link = tmp_path / "link.py"
+    link.symlink_to(script)
+    done = subprocess.run([python, option, link, *rest], env=ENV, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- hangs and starvation
+
+
+def test_a_server_beside_busy_writers(shm):
+    """Eight of them, each of which writes all the time."""
+    shm.client(stdin="text\n")
+    shell = f"yes text | {shlex.join(shm.argv('client'))}"
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            stack.enter_context(Process(["sh", "-c", shell]))
+        done = shm.run("server", "-c3", "-i0.1", timeout=20)
+    assert done.stdout.count("text") == 3
+
+
+@needs("strace")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_at_the_start_line_is_heeded(pair, number, tmp_path):
+    """The signal comes while the start line is written: before the first wait, at any rate."""
+    log = tmp_path / "log"
+    when = 2 if (pair.api, pair.primitive) == ("posix", "sem") else 1  # sem_open(3) writes first
+    with halted(log, "write", when, pair.argv("server")) as (server, go_on):
+        os.kill(int(log.read_text().split()[0]), number)
+        go_on()
+        assert server.wait(5) == 0
+    assert server.out[-1] == pair.end_line
+
+
+@needs("strace")
+def test_a_blocked_alarm_keeps_no_server_from_ending(make_pair, tmp_path):
+    """The stop comes just before msgrcv(2), which only an alarm ends then."""
+    msq, log = make_pair("sysv", "msq"), tmp_path / "log"
+    options = {"preexec_fn": blocks(signal.SIGALRM)}
+    with halted(log, "setitimer", 1, msq.argv("server"), **options) as (server, go_on):
+        os.kill(int(log.read_text().split()[0]), signal.SIGTERM)
+        go_on()
+        assert server.wait(5) == 0
+
+
+def test_a_blocked_alarm_keeps_no_time_limit_from_ending_a_wait(make_pair):
+    sem = make_pair("sysv", "sem")
+    sem.client("--value", 1)
+    done = sem.client("-t", "0.2", preexec_fn=blocks(signal.SIGALRM), timeout=5)
+    assert (done.returncode, "busy" in done.stderr) == (1, True)
+
+
+def test_a_server_whose_signals_were_blocked_ends(pair):
+    with pair.server(preexec_fn=blocks(signal.SIGTERM, signal.SIGINT)) as server:
+        assert server.stop(timeout=5) == 0
+
+
+# --- other users
+
+
+@root
+def test_a_link_that_leads_nowhere_is_an_error(make_pair):
+    shm = make_pair("posix", "shm")
+    shm.path.symlink_to("/nowhere")
+    try:
+        for side in ("server", "client"):
+            done = shm.run(side, timeout=5)
+            assert (done.returncode, one_line(done.stderr)) == (1, True)
+    finally:
+        shm.path.unlink()
+
+
+@root
+def test_anothers_empty_file_is_refused_before_its_lock(make_pair):
+    shm = make_pair("posix", "shm")
+    shm.path.touch()
+    os.chown(shm.path, BOB, BOB)
+    with shm.path.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = shm.run("server", "-c1", timeout=5)
+    assert (done.returncode, f"uid {BOB}" in done.stderr) == (1, True)
+    assert shm.path.stat().st_size == 0
+
+
+@root
+@pytest.mark.parametrize("valued", [False, True])
+def test_anothers_lock_is_refused_and_nothing_made(make_pair, run_as, valued):
+    """His lock may never get its value, and to advise --clean would be to advise a failure."""
+    shm = make_pair("sysv", "shm")
+    pid = os.fork()
+    if not pid:
+        os.umask(0)
+        os.setuid(BOB)
+        lock = sysv_ipc.Semaphore(~shm.key, sysv_ipc.IPC_CREX, 0o666)
+        if valued:
+            lock.release()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    done = run_as(shm, ALICE, "server")
+    assert (done.returncode, f"uid {BOB}" in done.stderr) == (1, True)
+    with pytest.raises(sysv_ipc.ExistentialError):
+        sysv_ipc.SharedMemory(shm.key)
+    if not valued:
+        done = run_as(shm, ALICE, "client")
+        assert done.returncode == 1
+        assert "--clean" not in done.stderr
+
+
+@root
+def test_the_mode_of_a_lock_that_outlived_its_segment_is_not_kept_silent(make_pair, run_as):
+    shm = make_pair("sysv", "shm")
+    run_as(shm, ALICE, "client")
+    shm.remove()
+    done = run_as(shm, ALICE, "server", "-c1", "--mode", "666")
+    assert done.returncode == 0
+    assert done.stderr or run_as(shm, BOB, "client").returncode == 0
+
+
+@root
+def test_a_refused_segment_is_told_in_words(make_pair, run_as):
+    shm = make_pair("sysv", "shm")
+    run_as(shm, ALICE, "client")
+    for side in ("server", "client"):
+        assert "%o" not in run_as(shm, BOB, side).stderr
+
+
+# --- commands that hold
+
+
+@pytest.mark.parametrize("key", [b"\x03", b"\x1c"])
+def test_a_key_at_the_terminal_comes_once_with_input_from_elsewhere(sem, key, tmp_path):
+    got, terminal = tmp_path / "got", tmp_path / "on"
+    shell = f"trap 'echo x >>{got}' INT QUIT; : >{terminal}; n=0; while [ $n -lt 10 ]; do "
+    argv = sem.argv("client", "--", "sh", "-c", shell + "sleep 0.1; n=$((n+1)); done; exit 7")
+    pid, fd = pty.fork()
+    if not pid:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.execve(argv[0], argv, ENV)
+    until(terminal.exists)
+    os.write(fd, key)
+    _, status = os.waitpid(pid, 0)
+    os.close(fd)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert got.read_text() == "x\n"
+    assert sem.client().stdout == "semaphore: 1\n"
+
+
+def test_ignored_sigchld_hides_no_status(sem):
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)}
+    assert sem.client("--", "sh", "-c", "exit 7", **ignore).returncode == 7
+
+
+def test_an_ignored_sigint_stays_ignored_in_client_and_command(sem):
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    whom = "$PPID $$" if sem.api == "posix" else "$$"  # there its parent is this process
+    done = sem.client("--", "sh", "-c", f"kill -INT {whom}; sleep 0.2; exit 5", **ignore)
+    assert done.returncode == 5
+
+
+@pytest.mark.parametrize("primitive", ["msq", "shm"])
+def test_an_ignored_signal_stays_ignored(make_pair, api, primitive):
+    """A job of a script runs so, and Ctrl-C at the terminal is not meant for it."""
+    pair = make_pair(api, primitive)
+    options = ["--stdin"] if primitive == "msq" else []
+    ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
+    with pair.start("client", *options, stdin=subprocess.PIPE, **ignore) as client:
+        client.type('"before"\n')
+        until(lambda: waits_in(client.pid, "read") and pair.exists())
+        client.popen.send_signal(signal.SIGINT)
+        client.type('"after"\n')
+        client.popen.stdin.close()
+        assert client.wait() == 0
+
+
+@root
+@needs("setpriv")
+def test_a_command_that_changed_its_user_keeps_the_semaphore(make_pair, argv_of, scripts):
+    sem = make_pair("posix", "sem")
+    program = scripts / "become"
+    shutil.copy(shutil.which("setpriv"), program)
+    program.chmod(0o4755)
+    become = [program, "--reuid", BOB, "--clear-groups", "sh", "-c", "echo on; read line; exit 3"]
+    argv = argv_of(sem, ALICE, "client", "--value", 1, "--", *become)
+    with Process(argv, stdin=subprocess.PIPE, cwd="/") as client:
+        client.wait_line("on")
+        client.popen.send_signal(signal.SIGTERM)
+        time.sleep(0.3)  # so that the signal is dealt with, if it ends the client
+        assert posix_ipc.Semaphore(sem.name).value == 0
+        client.popen.stdin.write("go\n")
+        client.popen.stdin.close()
+        assert client.wait() == 3
+    assert posix_ipc.Semaphore(sem.name).value == 1
+
+
+def test_the_kernel_gives_back_what_a_killed_command_held(make_pair):
+    sem = make_pair("sysv", "sem")
+    with sem.start("client", "--value", 1, "--", "sh", "-c", "echo on; exec sleep 60") as client:
+        client.wait_line("on")
+        assert sem.client().returncode == 1
+        client.stop(signal.SIGKILL)
+    assert sem.client("-t", 5).returncode == 0
+
+
+# --- objects that go
+
+
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_semaphore_removed_while_it_is_opened_is_made_anew(make_pair, side, tmp_path):
+    sem = make_pair("posix", "sem")
+    with halted(tmp_path / "log", "/^link", 1, sem.argv(side)) as (process, go_on):
+        sem.path.unlink()
+        go_on()
+        until(lambda: process.out or process.popen.poll() is not None)
+        assert process.err == []
+        process.stop(signal.SIGKILL)
+    assert sem.path.exists()
+
+
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+@pytest.mark.parametrize("how", ["mv", "link"])
+def test_a_moved_or_linked_object_is_seen_to_be_gone(make_pair, primitive, how):
+    pair = make_pair("posix", primitive)
+    other = pair.path.with_name(pair.path.name + "-other")
+    try:
+        with pair.server() as server:
+            if how == "link":
+                os.link(pair.path, other)
+                pair.path.unlink()
+            else:
+                pair.path.rename(other)
+            assert server.wait(5) == 1
+        assert server.err == [f"{pair.script('server')}: {pair.thing}: the {WHAT[primitive]}"]
+    finally:
+        other.unlink()
+
+
+WHAT = {"shm": "segment was removed", "sem": "semaphore was removed"}
+
+# --- first and last moments, and words
+
+
+@pytest.mark.parametrize("kind", ["abstract", "nowhere", "full"])
+def test_a_notify_socket_that_does_not_answer_ends_no_server_and_hangs_none(pair, kind, tmp_path):
+    address = f"@{pair.name}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        if kind == "full":
+            listener.bind("\0" + address[1:])
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        sender.sendto(b"x", "\0" + address[1:])
+        elif kind == "nowhere":
+            address = str(tmp_path / "nobody")
+        with pair.server(env={**ENV, "NOTIFY_SOCKET": address}) as server:
+            assert server.stop(timeout=5) == 0
+        assert server.out[-1] == pair.end_line
+
+
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_ctrl_c_while_the_imports_run_is_no_traceback(pair, side, tmp_path):
+    module = argparse.__spec__.cached
+    argv = traced(tmp_path / "log", "openat", "signal=INT:when=1", pair.argv(side), module)
+    done = subprocess.run(argv, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (-signal.SIGINT, 130)
+
+
+@pytest.mark.parametrize("end", ["server", "client"])
+def test_what_the_user_typed_wrongly_is_shown_on_its_line(pair, end):
+    option, value = (
+        ("-c", "\n9999999999999\n") if end == "server" else (pair.option[0], "/x\x1b[31m/")
+    )
+    if pair.primitive == "sem" and end == "server":
+        option, value = "-i", "\n-1\n"
+    done = pair.run(end, option, value)
+    assert done.returncode == 2
+    assert all(line.isprintable() for line in done.stderr.splitlines())
+    assert done.stderr.splitlines()[-1].startswith(f"{pair.script(end)}: error: argument")
+
+
+@pytest.mark.parametrize("free", [3, 4, 5])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_full_descriptor_table(pair, side, free):
+    """So few descriptors are free that the interpreter starts, and the object may not be had."""
+    limit = 64
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        while True:
+            last = os.dup(2)
+            os.set_inheritable(last, True)
+            if last == limit - 1 - free:
+                return
+
+    options = {"msq": ["-c1"], "shm": ["-c1"] if side == "server" else [], "sem": []}
+    if side == "server":
+        pair.client(*once(pair), stdin="x\n")
+    argv = pair.argv(side, *options[pair.primitive])
+    with Process(argv, preexec_fn=fill, close_fds=False) as process:
+        if pair.primitive == "sem" and side == "server":
+            until(lambda: process.out or process.popen.poll() is not None)
+            process.stop()
+        else:
+            process.wait()
+    assert "Traceback" not in "".join(process.err)
+    assert len(process.err) <= 1
+
+
+def test_a_name_with_control_characters(make_pair):
+    """It is a good name, and shown with escapes."""
+    for primitive in ("msq", "shm", "sem"):
+        pair = make_pair("posix", primitive, name=f"/a\x1b[31m\nb{os.getpid()}")
+        with pair.server() as server:
+            assert server.out[0].split(" size")[0].endswith(rf": /a\x1b[31m\nb{os.getpid()}")
+            pair.remove()
+            assert server.wait(5) == 1
+        assert rf": /a\x1b[31m\nb{os.getpid()}: the " in server.err[0]
+
+
+@pytest.mark.parametrize("primitive", ["msq", "shm", "sem"])
+def test_made_while_another_removes(make_pair, api, primitive, tmp_path):
+    """The server's own open function, two hundred times, beside one who removes all the time."""
+    pair = make_pair(api, primitive)
+    script, thing = pair.script("server"), repr(pair.name if api == "posix" else pair.key)
+    opened = {"msq": "open_queue", "shm": "open_segment", "sem": "open_semaphore"}[primitive]
+    code = f"import {script} as script\nfor _ in range(200):\n    one = script.{opened}({thing})\n"
+    if api == "posix":
+        code += "    one.close_fd()\n" if primitive == "shm" else "    one.close()\n"
+    elif primitive == "shm":
+        code += "    one.detach()\n"
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    with Process([sys.executable, "-c", code], env=env) as opener:
+        while opener.popen.poll() is None:
+            with contextlib.suppress(sysv_ipc.Error):
+                pair.remove()
+        assert (opener.wait(), opener.err) == (0, [])
