@@ -41,6 +41,7 @@ TITLE = {"msq": "message queue", "shm": "shared memory", "sem": "semaphore"}
 ENV = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MAKE", "NOTIFY"))}
 # `nohup make test &` makes the shell ignore these, and the scripts would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How much longer the storms last: `make soak` sets it.
 SOAK = float(os.environ.get("SOAK", "1"))

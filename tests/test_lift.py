@@ -418,7 +418,7 @@ def take(limit=None):
     script.acquire(semaphore, limit, *([stop] if api == "posix" else []))
 def wait():
     # Not by print(), whose lock a daemon thread would take with it to the end of the interpreter.
-    os.write(1, f"{max(most)} {semaphore.value}\n".encode())
+    os.write(1, f"{max(most)} {semaphore.value}\\n".encode())
     try:
         take()
     except InterruptedError:

@@ -110,26 +110,33 @@ class Terminal:
         """One line of a console: `... &` stays, `kill %1` ends it, `^C` ends one in front."""
         ctrl_c = lines[-1:] == ["^C"]
         self.expected += [line for line in lines if line != "^C"]
-        if command.endswith(" &"):
-            self.start(f"exec {command.removesuffix(' &')}")
-        elif job := re.fullmatch(r"kill %(\d)", command):
-            ended = self.running[int(job[1]) - 1]
-            ended.terminate()
-            ended.wait(20)
+        *behind, front = re.split(r" &(?: |$)(?!&)", command)
+        for job in behind:
+            self.start(f"exec {job}")
+        if jobs := re.findall(r"%(\d)", front if front.startswith("kill ") else ""):
+            for number in jobs:
+                self.running[int(number) - 1].terminate()
+                self.running[int(number) - 1].wait(20)
+            self.more()
         elif ctrl_c:
-            process = self.start(command)
+            process = self.start(front)
             self.wait(command)
             os.killpg(process.pid, signal.SIGINT)
             process.wait(20)
-            more = self.printed[len(self.expected) :]  # printed before Ctrl-C came
-            assert set(more) <= set(self.expected), more
-            self.expected += more
-        else:
-            process = self.start(f"{command}\nexit")  # without exit bash becomes the last command
+            self.running.remove(process)
+            self.more()
+        elif front:
+            process = self.start(f"{front}\nexit")  # without exit bash becomes the last command
             process.wait(60)
             self.running.remove(process)
         self.wait(command)
         assert self.printed == self.expected, command
+
+    def more(self) -> None:
+        """What is printed until a signal comes may be printed more often than the page shows."""
+        more = self.printed[len(self.expected) :]
+        assert set(more) <= set(self.expected), more
+        self.expected += more
 
     def end(self) -> None:
         for process in self.running:
