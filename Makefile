@@ -93,6 +93,9 @@ unexport CDPATH
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
+.DEFAULT:
+	@echo 'make: there is no target $@: make alone lists them' >&2; exit 2
+
 .PHONY: $(PAIRS:=-server) $(PAIRS:=-client)
 $(PAIRS:=-server) $(PAIRS:=-client): setup
 	@$(call script,$@) $(ARGS)

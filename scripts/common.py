@@ -45,7 +45,7 @@ size = number("1", str(2**47))
 seconds = number("0", "1000000000", float)
 mode = number("0", "777", partial(int, base=8))
 natural = number("1", "2147483647", partial(int, base=0))  # as a key, 0 is IPC_PRIVATE
-sem_name = partial(name, longest=251)  # a file with "sem." before it
+semname = partial(name, longest=251)  # a file with "sem." before it
 
 
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:

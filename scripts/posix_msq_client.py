@@ -101,7 +101,7 @@ def main() -> int:
     add = parser.add_argument
     priority = "the higher one is received first (default: 0, at most 32767)"
     patience = "give up when the queue stays full so long (default: wait; 0: do not)"
-    add("-n", "--name", type=common.name, default="/test", help="name of the queue (/test)")
+    add("-n", "--name", type=common.name, default="/test", help="use this name (default: /test)")
     add("-c", "--count", type=common.count, metavar="N", help="send N messages (default: 15)")
     add("-i", "--interval", type=common.seconds, help="seconds between two messages (default: 1)")
     add("-p", "--priority", type=common.number("0", "32767"), default=0, metavar="N", help=priority)

@@ -98,12 +98,12 @@ def show(body: bytes, as_json: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-n", "--name", type=common.name, default="/test", help="name of the queue (/test)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N messages")
+    add("-n", "--name", type=common.name, default="/test", help="use this name (default: /test)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")
-    add("--max-messages", type=common.natural, metavar="N", help="of a new queue (default: 10)")
-    add("--max-message-size", type=common.natural, metavar="BYTES", help="of a new queue (8192)")
+    add("--max-messages", type=common.natural, metavar="N", help="room of a new one (default: 10)")
+    add("--max-message-size", type=common.natural, metavar="BYTES", help="in a new queue (8192)")
     add("--clean", action="store_true", help="remove the queue and exit")
     args = parser.parse_args()
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:

@@ -96,11 +96,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     wait = parser.add_mutually_exclusive_group().add_argument
-    add("-n", "--name", type=common.sem_name, default="/test", help="its name (default: /test)")
+    add("-n", "--name", type=common.semname, default="/test", help="use this name (default: /test)")
     add("-r", "--release", action="store_true", help="give one back (default: take one)")
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    add("--value", type=common.number("0", "2147483647"), metavar="N", help="of a new one (2)")
+    add("--value", type=common.number("0", "2147483647"), metavar="N", help="its first value (2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     dashes = [*sys.argv, "--"].index("--")

@@ -95,10 +95,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
-    add("-n", "--name", type=common.sem_name, default="/test", help="its name (default: /test)")
+    add("-n", "--name", type=common.semname, default="/test", help="use this name (default: /test)")
     add("-i", "--interval", type=common.seconds, default=1, help="pause in seconds (default: 1)")
-    add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
-    add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
+    add("--value", type=value, metavar="N", help="value of a new semaphore (default: 2)")
+    add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new semaphore (default: 600)")
     add("--clean", action="store_true", help="remove the semaphore and exit")
     args = parser.parse_args()
     if not posix_ipc.SEMAPHORE_VALUE_SUPPORTED:

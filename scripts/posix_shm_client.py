@@ -107,8 +107,8 @@ CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No space left": 
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-n", "--name", type=common.name, default="/test", help="name of the segment (/test)")
-    add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
+    add("-n", "--name", type=common.name, default="/test", help="use this name (default: /test)")
+    add("--size", type=common.size, metavar="BYTES", help="size of a new segment (default: 4096)")
     args = parser.parse_args()
     prompt = "Please enter something: " if sys.stdin.isatty() else ""
     status = 0

@@ -87,12 +87,12 @@ CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No space left": 
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-n", "--name", type=common.name, default="/test", help="name of the segment (/test)")
+    add("-n", "--name", type=common.name, default="/test", help="use this name (default: /test)")
     add("-i", "--interval", type=common.seconds, default=3, help="pause in seconds (default: 3)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N readings")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
     add("--changes", action="store_true", help="print the text only when it has changed")
-    add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
-    add("--mode", type=common.mode, metavar="OCTAL", help="of a new segment (default: 600)")
+    add("--size", type=common.size, metavar="BYTES", help="size of a new segment (default: 4096)")
+    add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new segment (default: 600)")
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
     path = f"/dev/shm{args.name}"  # what is removed lives on while it is open

@@ -108,10 +108,10 @@ def lines(key: int, refused: list[int]) -> Iterator[tuple[str, bytes]]:
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=common.natural, default=200, help="key of the queue (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-c", "--count", type=common.count, metavar="N", help="send N messages (default: 15)")
     add("-i", "--interval", type=common.seconds, help="seconds between two messages (default: 1)")
-    add("--type", type=common.natural, default=1, metavar="N", help="of the messages (default: 1)")
+    add("--type", type=common.natural, default=1, metavar="N", help="send this type (default: 1)")
     add("--no-wait", action="store_true", help="fail when the queue is full (default: wait)")
     add("--stdin", action="store_true", help="send each line of standard input, which is JSON")
     add("-q", "--quiet", action="store_true", help="do not print what is sent")

@@ -102,8 +102,8 @@ def show(body: bytes, as_json: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=common.natural, default=200, help="key of the queue (default: 200)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N messages")
+    add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     types = common.number("-2147483647", "2147483647")
     which = "take only messages of type N, or for -N the lowest type up to N (default: 0, any)"

@@ -96,14 +96,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     wait = parser.add_mutually_exclusive_group().add_argument
-    add("-k", "--key", type=common.natural, default=200, help="key of the semaphore (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-r", "--release", action="store_true", help="give back (default: take)")
     add("--zero", action="store_true", help="take none, but wait until the value is zero")
     add("--by", type=common.number("1", "32767"), default=1, metavar="N", help="how many (1)")
     add("--undo", action="store_true", help="let the kernel undo it at the exit (SEM_UNDO)")
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    add("--value", type=common.number("0", "32767"), metavar="N", help="of a new semaphore (2)")
+    add("--value", type=common.number("0", "32767"), metavar="N", help="its first value (2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     dashes = [*sys.argv, "--"].index("--")

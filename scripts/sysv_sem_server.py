@@ -88,10 +88,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     value = common.number("0", str(sysv_ipc.SEMAPHORE_VALUE_MAX))
-    add("-k", "--key", type=common.natural, default=200, help="key of the semaphore (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-i", "--interval", type=common.seconds, default=1, help="pause in seconds (default: 1)")
-    add("--value", type=value, metavar="N", help="of a new semaphore (default: 2)")
-    add("--mode", type=common.mode, metavar="OCTAL", help="of a new semaphore (default: 600)")
+    add("--value", type=value, metavar="N", help="value of a new semaphore (default: 2)")
+    add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new semaphore (default: 600)")
     add("--clean", action="store_true", help="remove the semaphore and exit")
     args = parser.parse_args()
     try:

@@ -106,8 +106,8 @@ CURES = {"ermission": "`ipcs -m -s` shows owner and mode", "ENOSPC": LIMITS, "No
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=common.natural, default=200, help="key of the segment (default: 200)")
-    add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
+    add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
+    add("--size", type=common.size, metavar="BYTES", help="size of a new segment (default: 4096)")
     args = parser.parse_args()
     prompt = "Please enter something: " if sys.stdin.isatty() else ""
     status = 0

@@ -89,12 +89,12 @@ CURES = {"ermission": "`ipcs -m -s` shows owner and mode", "ENOSPC": LIMITS, "No
 def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
-    add("-k", "--key", type=common.natural, default=200, help="key of the segment (default: 200)")
+    add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-i", "--interval", type=common.seconds, default=3, help="pause in seconds (default: 3)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N readings")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
     add("--changes", action="store_true", help="print the text only when it has changed")
-    add("--size", type=common.size, metavar="BYTES", help="of a new segment (default: 4096)")
-    add("--mode", type=common.mode, metavar="OCTAL", help="of a new segment (default: 600)")
+    add("--size", type=common.size, metavar="BYTES", help="size of a new segment (default: 4096)")
+    add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new segment (default: 600)")
     add("--clean", action="store_true", help="remove the segment and its lock, and exit")
     args = parser.parse_args()
     readings = 0

@@ -187,6 +187,12 @@ def test_a_variable_that_a_target_does_not_have_is_an_error(checkout, target):
             assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_wrong_target_is_told_where_they_are_listed(checkout):
+    done = make(checkout, "posix-mqs-server")
+    assert done.returncode == 2
+    assert "no target posix-mqs-server: make alone lists them" in done.stderr.splitlines()[0]
+
+
 @pytest.mark.parametrize("target, variable, has", [
     ("demo", "NAME", "PYTHON VENV"), ("clean", "COUNT", "KEY NAME PYTHON VENV"),
     ("test", "arg", "ARGS PYTHON VENV"), ("bench", "COUNT", None), ("help", "NAME", "PYTHON VENV"),
