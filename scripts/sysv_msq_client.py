@@ -54,12 +54,9 @@ def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: 
                     raise ValueError(f"{len(body)} bytes are {limit}") from None
             if not block:
                 raise
-        try:
+        with contextlib.suppress(sysv_ipc.Error):  # EINTR (a handler, Ctrl-Z), or removed: see above
             queue.send(body, type=msgtyp)
             return
-        except sysv_ipc.Error as error:
-            if type(error) is not sysv_ipc.Error:  # that is EINTR: a handler has run, or Ctrl-Z
-                raise
 
 
 # --- the command line

@@ -55,9 +55,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
             signal.setitimer(signal.ITIMER_REAL, min(0.9, left or 0.9), 0.1)
             try:
                 body, _type = queue.receive(type=msgtyp)
-            except sysv_ipc.Error as error:
-                if type(error) is not sysv_ipc.Error:  # that is EINTR, without a class of its own
-                    raise
+            except sysv_ipc.Error:  # the alarm rang; or it is an error that comes again above
                 continue
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
