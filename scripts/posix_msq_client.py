@@ -37,16 +37,16 @@ def send(
     """Send a message; while the queue is full, wait that many seconds (None: for ever).
 
     Raises posix_ipc.BusyError when it stays full, ValueError when the message is too long, and
-    posix_ipc.ExistentialError when the queue was removed. Works in any thread.
+    posix_ipc.ExistentialError when the queue was removed. Works in any thread. A signal handler
+    must not raise: posix_ipc replaces what it raises, and the wait goes on.
     """
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while True:
         if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
             raise posix_ipc.ExistentialError("the queue was removed")
+        patience = max(0, min(end - time.monotonic(), 0.9))  # no removal ends the wait
         try:
-            queue.send(
-                body, max(0, min(end - time.monotonic(), 0.9)), priority
-            )  # no removal ends it
+            queue.send(body, patience, priority)
             return
         except (posix_ipc.BusyError, posix_ipc.SignalError):  # or a handler has run
             if time.monotonic() >= end:

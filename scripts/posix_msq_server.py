@@ -38,6 +38,7 @@ def open_queue(
         queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREAT, mode, *limits, write=False)
     owner = os.fstat(queue.mqd).st_uid  # on Linux the descriptor of a queue is that of a file
     if owner != os.geteuid():
+        queue.close()
         raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
     return queue
 
@@ -122,9 +123,8 @@ def main() -> int:
         return common.complain(args.name, error, CURES)
     common.compare(args.name, "--mode is", args.mode, os.fstat(queue.mqd).st_mode & 0o777, "o")
     common.compare(args.name, "--max-messages is", args.max_messages, queue.max_messages)
-    common.compare(
-        args.name, "--max-message-size is", args.max_message_size, queue.max_message_size
-    )
+    longest = args.max_message_size
+    common.compare(args.name, "--max-message-size is", longest, queue.max_message_size)
     stop = common.stop_signals()
     try:
         common.ready(f"start message queue server: {args.name}", to=2 if args.json else 1)

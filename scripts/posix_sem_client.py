@@ -31,8 +31,8 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 
 def file_of(name: str) -> str:
     """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
-    path = f"/dev/shm/sem.{name[1:]}"
-    return path if os.path.exists(path) else f"/dev/shm/{name[1:]}"
+    path = f"/dev/shm/sem.{name.lstrip('/')}"
+    return path if os.path.exists(path) else path.replace("sem.", "", 1)
 
 
 def removed(semaphore: posix_ipc.Semaphore) -> bool:

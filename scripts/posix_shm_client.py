@@ -32,9 +32,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
     """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
-    except (
-        posix_ipc.PermissionsError
-    ):  # fs.protected_regular: no O_CREAT on another user's (proc(5))
+    except posix_ipc.PermissionsError:  # fs.protected_regular (proc(5)): another user's
         segment = posix_ipc.SharedMemory(name)
     file = os.fstat(segment.fd)
     if file.st_size == 0 and file.st_uid == os.geteuid():
@@ -47,8 +45,8 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold flock(2), which the kernel opens when its holder dies, or raise TimeoutError. The lock
-    is the open file's: threads that are to exclude each other open the segment each."""
+    """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
+    seconds. The lock is the open file's: threads that exclude each other open the segment each."""
     for _ in range(round(timeout * 100) + 1):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,16 +61,17 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
 
 
 def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one; Ctrl-C and the like wait until it is whole. Raises
-    ValueError when it does not fit (the segment keeps what it had), TimeoutError as locked(), and
-    posix_ipc.ExistentialError when the segment was removed."""
+    """Write the text in place of the old one. In a program of one thread, Ctrl-C and the like wait
+    until it is whole. Raises ValueError when it does not fit (the segment keeps what it had),
+    TimeoutError after so many seconds, and posix_ipc.ExistentialError when it was removed."""
     data = text.encode()
     with locked(segment, timeout):
         path = f"/dev/shm{segment.name}"  # what is removed lives on while it is open
         if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
             raise posix_ipc.ExistentialError("the segment was removed")
         size = os.fstat(segment.fd).st_size
-        if not size or len(data) > size or b"\0" in data or data[size - 1 :] == WRITING:
+        most = min(size, 2**31 - 4096)  # pwrite(2) writes no more at once
+        if not size or len(data) > most or b"\0" in data or data[size - 1 :] == WRITING:
             raise ValueError(f"the text does not fit: {len(data)} bytes, the segment has {size}")
         # What takes time or may fail comes first. NULs are to cover the rest of the old text.
         old = size if os.pread(segment.fd, 1, size - 1) == WRITING else 0
@@ -80,8 +79,9 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
             old += 4096
         first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
         os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # a handler may still raise here
             os.pwrite(segment.fd, WRITING, size - 1)
             os.pwrite(segment.fd, first, 0)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)

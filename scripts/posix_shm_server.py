@@ -23,14 +23,16 @@ import posix_ipc
 
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
-    """Make the segment, or open the one that is there (another user's: PermissionError)."""
+    """Make the segment, or open the one that is there; mode and size (bytes) are a new one's. For
+    another user's, raises PermissionError, or posix_ipc.PermissionsError where it is locked up."""
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
     except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or to be read only
-        empty = os.lstat(f"/dev/shm{name}").st_size == 0
-        segment = posix_ipc.SharedMemory(name, read_only=not empty)
+        sized = os.lstat(f"/dev/shm{name}").st_size > 0  # or reading a FIFO would wait for ever
+        segment = posix_ipc.SharedMemory(name, read_only=sized)
     owner = os.fstat(segment.fd).st_uid
     if owner != os.geteuid():
+        segment.close_fd()
         raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
     if os.fstat(segment.fd).st_size == 0:
         with locked(segment):
@@ -42,8 +44,8 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold flock(2), which the kernel opens when its holder dies, or raise TimeoutError. The lock
-    is the open file's: threads that are to exclude each other open the segment each."""
+    """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
+    seconds. The lock is the open file's: threads that exclude each other open the segment each."""
     for _ in range(round(timeout * 100) + 1):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +60,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
 
 
 def read_text(segment: posix_ipc.SharedMemory, timeout: float = 10) -> str | None:
-    """Return the text, or None when the last byte is 0x01: a write was cut short. TimeoutError."""
+    """Return the text, or None for a write cut short (0x01 last). Raises what locked() raises."""
     data = b""
     with locked(segment, timeout):
         # By pread(2): in an mmap(2), a page that somebody truncated away is a fatal SIGBUS.
@@ -101,8 +103,11 @@ def main() -> int:
     previous: object = ...  # no text, so that the first one differs
     try:
         if args.clean:
-            posix_ipc.unlink_shared_memory(args.name)
-            common.put(f"removed {args.name}")
+            done = "nothing to remove:"
+            with contextlib.suppress(posix_ipc.ExistentialError):
+                posix_ipc.unlink_shared_memory(args.name)
+                done = "removed"
+            common.put(f"{done} {args.name}")
             return 0
         mode = 0o600 if args.mode is None else args.mode
         segment = open_segment(args.name, mode, args.size or 4096)
@@ -126,8 +131,6 @@ def main() -> int:
             except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
                 common.complain(args.name, error)
         common.put(f"end shared memory server: {args.name}")
-    except posix_ipc.ExistentialError:
-        common.put(f"nothing to remove: {args.name}")
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.name, error, CURES)
     return 0

@@ -34,7 +34,7 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 
 
 def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: int = 1) -> None:
-    """Send a message of that type; while the queue is full, wait or do not.
+    """Send a message of that type; while the queue is full, wait or do not. In any thread.
 
     Raises sysv_ipc.BusyError when it is full and block is false, OSError or ValueError when the
     message is too long, and sysv_ipc.ExistentialError when the queue was removed.
@@ -45,7 +45,8 @@ def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: 
             return
         except OSError as error:
             if error.errno == errno.EINVAL:  # too long for kernel.msgmax, or
-                queue.current_messages  # noqa: B018 - raises ExistentialError: it was removed
+                with contextlib.suppress(sysv_ipc.PermissionsError):  # msgctl(2) asks for reading
+                    queue.current_messages  # noqa: B018 - raises ExistentialError: it was removed
             raise
         except sysv_ipc.BusyError:  # it is full
             with contextlib.suppress(sysv_ipc.PermissionsError):  # msgctl(2) asks for reading

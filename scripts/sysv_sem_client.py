@@ -1,6 +1,5 @@
 """System V semaphore, the client: takes one, gives one back, or holds one while a command runs.
 
-    sysv_sem_client.py -w --zero            waits until all are taken
     sysv_sem_client.py -w -- make -j2       holds one while the command runs, and exits as it does
 
 Shows semget(2), semop(2) and SEM_UNDO: whatever ends the command, the kernel gives back for it.
@@ -23,11 +22,12 @@ import sysv_ipc
 
 
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there; mode and value are a new one's. It is a
-    TimeoutError when its creator died before it had its value (Stevens, UNP 2, section 11.2)."""
+    """Make the semaphore, or open the one that is there; mode and value (to 32767) are a new one's.
+    TimeoutError: its creator died before it had its value (Stevens, UNP 2, section 11.2)."""
     while True:
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+        with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
+            new.block = False  # or Z() would wait for whoever takes what another has just added
             if value:
                 new.release(delta=value)  # one semop(2) sets both the value and o_time
             else:
@@ -44,15 +44,15 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
 
 def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int = 1) -> None:
     """Take that many (0: wait until there is none); wait so many seconds (None: for ever). Raises
-    sysv_ipc.BusyError when it cannot be had in time, sysv_ipc.ExistentialError when the semaphore
-    was removed. A limit over 0 is for the main thread: semop(2) has none, so SIGALRM ends it."""
+    sysv_ipc.BusyError then, sysv_ipc.ExistentialError when it was removed. Threads open it each. A
+    limit over 0 is for the main thread, as SIGALRM ends semop(2); your own alarm rings after it."""
     began = time.monotonic()
-    semaphore.block = timeout != 0  # or else IPC_NOWAIT
-    if timeout:
+    semaphore.block = timeout is None or timeout > 0  # or else IPC_NOWAIT
+    if timeout and timeout > 0:
         handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         # It rings again every 0.1 s, in case it does so first just before the wait begins.
-        left, interval = signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)
+        left, interval = signal.setitimer(signal.ITIMER_REAL, min(timeout, 1e9), 0.1)
     try:
         while True:
             try:
@@ -67,7 +67,7 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
                 if timeout is not None and time.monotonic() >= began + timeout:
                     raise sysv_ipc.BusyError("Semaphore is busy") from None
     finally:
-        if timeout:
+        if timeout and timeout > 0:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, handler)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -123,12 +123,12 @@ def main() -> int:
             semaphore.release(delta=args.by)
         else:
             acquire(semaphore, args.timeout, 0 if args.zero else args.by)
+        CURES.clear()  # what fails now is the command, or the output
         if command:
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and execve(2)
                 signal.signal(number, signal.SIG_DFL)  # would leave it so
             thing = command[0]  # what an error is about
             os.execvp(command[0], command)
-        CURES.clear()  # what fails now is the output
         CURES[""] = "the value has changed all the same"
         common.put(f"semaphore: {semaphore.value}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:

@@ -25,14 +25,15 @@ import sysv_ipc
 
 
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there. Mode and value are a new one's.
+    """Make the semaphore, or open the one that is there. Mode and value (to 32767) are a new one's.
 
     Raises PermissionError for another user's semaphore, TimeoutError for one whose creator died
     before it had its value (W. Richard Stevens, UNIX Network Programming 2, section 11.2).
     """
     while True:
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+        with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
+            new.block = False  # or Z() would wait for whoever takes what another has just added
             if value:
                 new.release(delta=value)  # one semop(2) sets both the value and o_time
             else:

@@ -44,7 +44,8 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock, the semaphore ~KEY, which is 1 while it is free, or raise TimeoutError."""
+    """Hold the lock, the semaphore ~KEY, which is 1 while it is free. Raises TimeoutError after so
+    many seconds, and sysv_ipc.Error for a lock that never got its value: its creator died."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     lock.block = False  # IPC_NOWAIT
@@ -63,9 +64,9 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
 
 
 def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one; Ctrl-C and the like wait until it is whole. Raises
-    ValueError when it does not fit (the segment keeps what it had), TimeoutError as locked(), and
-    sysv_ipc.ExistentialError when the segment was removed."""
+    """Write the text in place of the old one. In a program of one thread, Ctrl-C and the like wait
+    until it is whole. Raises ValueError when it does not fit (the segment keeps what it had),
+    TimeoutError after so many seconds, and sysv_ipc.ExistentialError when it was removed."""
     data = text.encode()
     with locked(segment, timeout):
         if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
@@ -78,8 +79,9 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         while old < size and b"\0" not in segment.read(4096, old):
             old += 4096
         first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # a handler may still raise here
             segment.write(WRITING, size - 1)
             segment.write(first)
             segment.write(data[size - 1 :] or b"\0", size - 1)

@@ -22,7 +22,7 @@ import sysv_ipc
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
-    """Make the segment, or open the one that is there (another user's: PermissionError)."""
+    """Make the segment of so many bytes, or open it; PermissionError: it is another user's."""
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock
         lock = sysv_ipc.Semaphore(~key, mode=0o400)
         for owner in {lock.uid, lock.cuid} - {os.geteuid()}:  # its creator (cuid) keeps all rights
@@ -41,7 +41,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock, the semaphore ~KEY, which is 1 while it is free, or raise TimeoutError."""
+    """Hold the lock ~KEY. Raises TimeoutError after so many seconds, sysv_ipc.Error: it is dead."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     lock.block = False  # IPC_NOWAIT
@@ -60,7 +60,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
 
 
 def read_text(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> str | None:
-    """Return the text, or None when the last byte is 0x01: a write was cut short. TimeoutError."""
+    """Return the text, or None for a write cut short (0x01 last). Raises what locked() raises."""
     data = b""
     with locked(segment, timeout):
         if segment.read(1, segment.size - 1) == b"\x01":

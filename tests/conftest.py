@@ -68,7 +68,8 @@ CALLS = {"x86_64": X86_64, "aarch64": GENERIC, "riscv64": GENERIC}
 
 def note_use(test: str, what: str) -> None:
     with open(os.environ["USES"], "a") as file:
-        file.write(f"{test.partition('@')[0]}\t{what}\n")
+        name = re.sub(r"@[^]]*$", "", test)  # without the group that xdist adds
+        file.write(f"{name}\t{what}\n")
 
 
 def note_scripts(event: str, args: tuple[object, ...]) -> None:

@@ -399,7 +399,8 @@ def test_a_semaphore_removed_while_it_is_opened_is_made_anew(make_pair, side, tm
         go_on()
         until(lambda: process.out or process.popen.poll() is not None)
         assert process.err == []
-        process.stop(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # strace, and what it traces
+        process.wait()
     assert sem.path.exists()
 
 
