@@ -26,7 +26,7 @@ def run(main: Callable[[], int]) -> None:
 
 
 def number(low: str, high: str, kind: Callable[[str], float] = int) -> Callable[[str], float]:
-    def number(text: str) -> float:
+    def number(text: str) -> float:  # argparse prints this name
         if kind(low) <= kind(text) <= kind(high):
             return kind(text)
         raise argparse.ArgumentTypeError(f"{text.strip()} is not from {low} to {high}")
