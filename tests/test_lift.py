@@ -480,6 +480,23 @@ asyncio.run(main())
         assert limit.out == ["2 0", *(["gave up"] if api == "posix" else [])]
 
 
+def test_a_limit_leaves_no_alarm_behind(make_pair, tmp_path):
+    """In a program without a timer of its own, where an alarm would end it."""
+    code = """
+semaphore = script.open_semaphore(thing, value=1)
+script.acquire(semaphore, 0.2)
+for limit in (0.1, -1, 0):
+    try:
+        script.acquire(semaphore, limit)
+    except package.BusyError:
+        handler = signal.getsignal(signal.SIGALRM)
+        print(*signal.getitimer(signal.ITIMER_REAL), handler is signal.SIG_DFL)
+time.sleep(0.3)
+"""
+    done = run(program(make_pair("sysv", "sem"), "client", code), home("cut", tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0.0 0.0 True\n" * 3, "")
+
+
 def test_a_time_limit_in_a_thread_of_system_v(make_pair, tmp_path):
     """It is refused there, and before anything has changed."""
     code = """

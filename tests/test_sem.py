@@ -325,6 +325,12 @@ def test_a_time_limit_survives_stop_and_continue(sem):
     assert (client.out, client.err) == (["semaphore: 0"], [])
 
 
+def test_a_time_limit_that_was_not_needed_ends_nothing(sem):
+    """No alarm is left to the command, which the System V client becomes."""
+    done = sem.client("-t", "0.2", "--", "sleep", "0.6")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_client_makes_it_with_the_value_that_is_given(sem):
     assert sem.client("--value", "5").stdout == "semaphore: 4\n"
     done = sem.client("--value", "7")

@@ -437,11 +437,11 @@ def test_old_text_of_more_than_64_kib_goes(shm, length):
 
 def test_what_a_cut_write_left_goes(shm):
     """Beyond the NUL of the new text too: nobody knows how far it came."""
-    shm.client(stdin="text\n")
-    poke(shm, b"left\0behind", 1000)
-    poke(shm, b"\x01", 4095)
+    shm.client("--size", 20_000, stdin="text\n")
+    poke(shm, b"left\0behind", 15_000)
+    poke(shm, b"\x01", 19_999)
     shm.client(stdin="new\n")
-    assert contents(shm) == b"new".ljust(4096, b"\0")
+    assert contents(shm) == b"new".ljust(20_000, b"\0")
 
 
 @pytest.mark.parametrize(
