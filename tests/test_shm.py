@@ -245,6 +245,7 @@ def test_an_interactive_client(shm):
         server.wait_line("hello, Zoë")
         child.sendeof()
         child.expect(pexpect.EOF)
+        assert child.before.endswith("\r\n")  # the shell's prompt stands on a line of its own
         child.close()
         assert child.exitstatus == 0
         child = pexpect.spawn(argv[0], argv[1:], env=ENV, encoding="utf-8", timeout=20)
