@@ -51,7 +51,7 @@ semname = partial(name, longest=251)  # a file with "sem." before it
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
     """Print all of the text, with escapes for what a terminal would obey."""
     if not text.isprintable():
-        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        text = text.translate({ord(c): repr(c)[1:-1] for c in set(text) if not c.isprintable()})
     if timed:
         text = f"{datetime.now().time().isoformat('microseconds')} {text}"
     rest = (text + end).encode(sys.stdout.encoding, "backslashreplace")

@@ -82,8 +82,8 @@ DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not 
 def lines(name: str, refused: list[int]) -> Iterator[tuple[str, bytes]]:
     for number in itertools.count(1):
         line = sys.stdin.buffer.readline()
-        if not line.endswith(b"\n") and not os.get_blocking(0):
-            line += os.read(0, 1) + sys.stdin.buffer.readline()  # an error: nothing more yet
+        if not line.endswith(b"\n") and not os.get_blocking(0) and os.read(0, 1):
+            raise BlockingIOError("standard input does not wait")  # it was not at its end
         if not line:
             return
         try:

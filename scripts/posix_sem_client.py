@@ -25,7 +25,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     """Make the semaphore, or open the one that is there; mode and value are a new one's."""
     with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
         posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value)
-        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
+        os.chmod(f"/dev/shm/sem.{name.lstrip('/')}", mode)  # sem_open(3) takes the umask off it
     return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
 
 
@@ -76,16 +76,16 @@ CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode"}
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 
-def hold(command: list[str], stop: set[int]) -> int:
+def hold(command: list[str], heeded: set[int], stop: set[int]) -> int:
     """Run the command, pass signals on to it, and return its exit status as a shell shows it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide the status
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP | {signal.SIGCHLD})
-    if stop or STOP & signal.sigpending():
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded | {signal.SIGCHLD})
+    if stop or heeded & signal.sigpending():
         raise InterruptedError("stopped")
     default = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and execve(2) keeps that
     pid = os.posix_spawnp(command[0], command, os.environ, setsigmask=mask, setsigdef=default)
     while not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)):
-        info = signal.sigwaitinfo(STOP | {signal.SIGCHLD})
+        info = signal.sigwaitinfo(heeded | {signal.SIGCHLD})
         if info.si_code <= 0:  # not from the kernel, whose Ctrl-C the command has got too
             with contextlib.suppress(PermissionError):  # it has changed its user
                 os.kill(pid, info.si_signo)
@@ -103,12 +103,12 @@ def main() -> int:
     add("--value", type=common.number("0", "2147483647"), metavar="N", help="its first value (2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
-    dashes = [*sys.argv, "--"].index("--")
-    args = parser.parse_args(sys.argv[1:dashes])
-    command = sys.argv[dashes + 1 :]
-    if dashes == len(sys.argv) - 1 or (args.release and command):
+    command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    args = parser.parse_args(sys.argv[1 : len(sys.argv) - len(command)])
+    if ("--" in sys.argv and not command) or (args.release and command):
         parser.error("-- wants a COMMAND, and only one of -r and a COMMAND goes")
-    stop = common.stop_signals([n for n in STOP if signal.getsignal(n) != signal.SIG_IGN])
+    heeded: set[int] = {n for n in STOP if signal.getsignal(n) != signal.SIG_IGN}
+    stop = common.stop_signals(heeded if command else [])  # else the default ends it at once
     try:
         if args.release:
             semaphore = posix_ipc.Semaphore(args.name)
@@ -123,7 +123,7 @@ def main() -> int:
             acquire(semaphore, args.timeout, stop)
         if command:
             try:
-                return hold(command, stop)
+                return hold(command, heeded, stop)
             finally:
                 if not removed(semaphore):
                     semaphore.release()

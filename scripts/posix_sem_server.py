@@ -26,7 +26,8 @@ import posix_ipc
 def file_of(name: str) -> str:
     """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
     path = f"/dev/shm/sem.{name.lstrip('/')}"
-    return path if os.path.exists(path) else path.replace("sem.", "", 1)
+    musl = path.replace("sem.", "", 1)  # with the GNU C library that is a segment, of another size
+    return path if os.path.exists(path) or os.path.getsize(musl) not in (16, 32) else musl
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:

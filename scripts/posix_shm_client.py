@@ -40,6 +40,9 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
             if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
                 os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
                 os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+    for _ in range(100):
+        if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
+            time.sleep(0.01)
     return segment
 
 
@@ -47,14 +50,14 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
     seconds. The lock is the open file's: threads that exclude each other open the segment each."""
-    for _ in range(round(timeout * 100) + 1):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        time.sleep(0.01)
-    else:
-        raise TimeoutError(f"locked: `grep :{os.fstat(segment.fd).st_ino} /proc/locks` shows who")
     try:
+        for _ in range(round(timeout * 100) + 1):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        else:
+            raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
         yield
     finally:
         fcntl.flock(segment.fd, fcntl.LOCK_UN)
@@ -119,8 +122,8 @@ def main() -> int:
         while True:
             common.put(prompt, end="")
             line = sys.stdin.buffer.readline()
-            if not line.endswith(b"\n") and not os.get_blocking(0):
-                line += os.read(0, 1) + sys.stdin.buffer.readline()  # an error: nothing more yet
+            if not line.endswith(b"\n") and not os.get_blocking(0) and os.read(0, 1):
+                raise BlockingIOError("standard input does not wait")  # it was not at its end
             if not line:
                 break
             try:

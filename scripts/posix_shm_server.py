@@ -46,14 +46,14 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
     seconds. The lock is the open file's: threads that exclude each other open the segment each."""
-    for _ in range(round(timeout * 100) + 1):
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        time.sleep(0.01)
-    else:
-        raise TimeoutError(f"locked: `grep :{os.fstat(segment.fd).st_ino} /proc/locks` shows who")
     try:
+        for _ in range(round(timeout * 100) + 1):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.01)
+        else:
+            raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
         yield
     finally:
         fcntl.flock(segment.fd, fcntl.LOCK_UN)

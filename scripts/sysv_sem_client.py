@@ -106,10 +106,9 @@ def main() -> int:
     add("--value", type=common.number("0", "32767"), metavar="N", help="its first value (2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
-    dashes = [*sys.argv, "--"].index("--")
-    args = parser.parse_args(sys.argv[1:dashes])
-    command = sys.argv[dashes + 1 :]
-    if dashes == len(sys.argv) - 1 or args.release + args.zero + bool(command) > 1:
+    command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
+    args = parser.parse_args(sys.argv[1 : len(sys.argv) - len(command)])
+    if ("--" in sys.argv and not command) or args.release + args.zero + bool(command) > 1:
         parser.error("-- wants a COMMAND, and only one of -r, --zero and a COMMAND goes")
     thing = args.key
     try:

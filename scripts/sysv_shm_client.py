@@ -36,8 +36,8 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
     except ValueError:  # it is smaller, or this is over kernel.shmmax
         segment = sysv_ipc.SharedMemory(key)
     if segment.uid == os.geteuid():  # the lock of another user's segment is his to make
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-            sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX).release()  # its value, by one semop(2)
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there, or is 1 by one semop(2)
+            sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
         sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
     return segment
 
@@ -120,8 +120,8 @@ def main() -> int:
         while True:
             common.put(prompt, end="")
             line = sys.stdin.buffer.readline()
-            if not line.endswith(b"\n") and not os.get_blocking(0):
-                line += os.read(0, 1) + sys.stdin.buffer.readline()  # an error: nothing more yet
+            if not line.endswith(b"\n") and not os.get_blocking(0) and os.read(0, 1):
+                raise BlockingIOError("standard input does not wait")  # it was not at its end
             if not line:
                 break
             try:

@@ -33,8 +33,8 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
         segment = sysv_ipc.SharedMemory(key, mode=0o400)
     for owner in {segment.uid, segment.cuid} - {os.geteuid()}:
         raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
-        sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX).release()  # its value, by one semop(2)
+    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there, or is 1 by one semop(2)
+        sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
     sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
     return segment
 

@@ -350,6 +350,57 @@ def test_a_key_at_the_terminal_comes_once_with_input_from_elsewhere(sem, key, tm
     assert sem.client().stdout == "semaphore: 1\n"
 
 
+@needs("strace")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_between_the_taking_and_the_command_starts_no_command(make_pair, number, tmp_path):
+    """It comes with the call after which the client looks whether a stop has come."""
+    sem = make_pair("posix", "sem")
+    argv = sem.argv("client", "--", "echo", "at work")
+    log, call = tmp_path / "log", "rt_sigaction"
+    subprocess.run(traced(log, call, "delay_exit=0", argv), env=ENV, check=True)
+    calls = log.read_text().splitlines()
+    mine = [line for line in calls if line.split()[0] == calls[0].split()[0]]
+    when = max(
+        n for n, line in enumerate(mine, 1) if f"{call}(SIGCHLD, {{sa_handler=SIG_DFL" in line
+    )
+    argv = traced(log, call, f"signal={number}:when={when}", argv)
+    done = subprocess.run(argv, env=ENV, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+    assert sem.client().stdout == "semaphore: 1\n"
+
+
+@needs("strace")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_ignored_signal_that_waits_stops_no_command(make_pair, number, tmp_path):
+    """While it is blocked the kernel keeps it, as if it were not ignored."""
+    sem, log = make_pair("posix", "sem"), tmp_path / "log"
+    ignore = {"preexec_fn": lambda: signal.signal(number, signal.SIG_IGN)}
+    argv = sem.argv("client", "--", "echo", "at work")
+    with halted(log, "rt_sigprocmask", 2, argv, **ignore) as (client, go_on):
+        os.kill(int(log.read_text().split()[0]), number)
+        go_on()
+        until(lambda: log.read_text().count("stopped by SIGSTOP") == 2)  # the command, likewise
+        command = int(log.read_text().rpartition(" --- stopped by SIGSTOP")[0].split()[-1])
+        os.kill(command, signal.SIGCONT)
+        assert client.wait() == 0
+    assert client.out == ["at work"]
+
+
+def test_a_full_pipe_keeps_no_client_from_ending(sem):
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
+    client = subprocess.Popen(sem.argv("client"), stdout=write, env=ENV)
+    until(lambda: waits_in(client.pid, "write"))
+    client.terminate()
+    assert client.wait(5) == -signal.SIGTERM
+    os.close(read)
+    os.close(write)
+
+
 def test_ignored_sigchld_hides_no_status(sem):
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)}
     assert sem.client("--", "sh", "-c", "exit 7", **ignore).returncode == 7

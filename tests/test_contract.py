@@ -429,6 +429,8 @@ def test_a_bad_name_or_key_is_wrong_usage(script):
         ("sem", "client", ["-t", "1", "-w"], "argument -w/--wait: not allowed with argument -t"),
         ("sem", "client", ["-r", "--", "true"], "-- wants a COMMAND, and only one"),
         ("sem", "client", ["--"], "-- wants a COMMAND, and only one"),
+        ("sem", "client", ["-w", "echo", "-n", "hi"], "put -- before the command: -- echo"),
+        ("sem", "client", ["-w", "echo", "--", "hi"], "put -- before the command: -- echo"),
         ("sem", "server", ["--mode", "888"], "argument --mode: invalid "),
         ("shm", "server", ["--mode", "1000"], "argument --mode: 1000 is not from 0 to 777"),
         ("shm", "server", ["--mode=-1"], "argument --mode: -1 is not from 0 to 777"),
@@ -481,6 +483,31 @@ def test_keys_are_decimal_hexadecimal_or_octal(make_pair):
             done = subprocess.run([*pair.argv("client", "-c0")[:2], "-k", text, "-c0"], env=ENV)
             assert done.returncode == 0
     assert pair.run("server", "--clean").stdout == f"removed {pair.key}\n"
+
+
+@pytest.mark.parametrize(
+    "script, lacks, says",
+    [
+        ("posix_msq_server", "MESSAGE_QUEUES_SUPPORTED", "has no POSIX message queues"),
+        ("posix_msq_client", "MESSAGE_QUEUES_SUPPORTED", "has no POSIX message queues"),
+        ("posix_sem_server", "SEMAPHORE_VALUE_SUPPORTED", "does not tell the value"),
+    ],
+)
+def test_what_macos_lacks_is_said_in_one_line(make_pair, script, lacks, says):
+    """There the package itself says that it has not got it, which is all that can be had here."""
+    pair = make_pair(*script.split("_")[:2])
+    code = f"import posix_ipc, runpy; posix_ipc.{lacks} = False; "
+    code += "runpy.run_path(sys.argv[0], {}, '__main__')"
+    python, *argv = pair.argv(script.split("_")[2])
+    command = [
+        python,
+        "-c",
+        f"import sys; sys.argv = {argv}; sys.path[0] = {str(SCRIPTS)!r}; {code}",
+    ]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{script}: {pair.name}: this system {says}")
+    assert not pair.exists()
 
 
 def test_a_closed_pipe_ends_a_server_quietly(pair):
