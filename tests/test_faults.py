@@ -16,6 +16,7 @@ from conftest import (
     Process,
     finish,
     needs,
+    needs_shm,
     record,
     rounds,
     start_together,
@@ -226,6 +227,7 @@ def freeze_in_a_write(shm: Pair, client: Process) -> None:
 
 
 def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
+    needs_shm(24)  # five times as much, for the other tests need some at the same time
     shm.client("--size", 2**22, stdin="")
     with shm.server("-i0.01") as server, shm.start("client", stdin=subprocess.PIPE) as client:
         text = ("x" * 4_000_000 + "\n") * 20

@@ -230,6 +230,7 @@ def test_the_cost_of_a_reading_follows_the_text(shm, tmp_path):
 
 def test_a_text_of_a_few_mebibytes(shm):
     text = "0123456789abcdef" * 2**18
+    needs_shm(24)
     assert shm.client("--size", 2**22 + 1, stdin=f"{text}\n").returncode == 0
     assert reading(shm) == text
 
@@ -259,6 +260,7 @@ def test_an_interactive_client(shm):
 
 def test_the_posix_memory_is_reserved(make_pair):
     pair = make_pair("posix", "shm")
+    needs_shm(4)
     pair.client("--size", 2**20, stdin="")
     assert pair.path.stat().st_blocks * 512 == 2**20
     assert posix_ipc.SharedMemory(pair.name).size == 2**20

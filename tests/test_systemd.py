@@ -11,7 +11,7 @@ from pathlib import Path
 
 import conftest
 import pytest
-from conftest import APIS, PRIMITIVES, ROOT, in_namespaces, readme
+from conftest import APIS, ENV, PRIMITIVES, ROOT, in_namespaces, readme
 
 pytestmark = [pytest.mark.xdist_group("systemd"), in_namespaces]
 
@@ -36,8 +36,9 @@ class Manager:
         for name in ("Makefile", "requirements.txt"):
             shutil.copy(ROOT / name, self.checkout)
         subprocess.run(
-            ["make", "--silent", "setup", "PYTHON=/usr/bin/python3"], cwd=self.checkout, check=True
-        )
+            ["make", "--silent", "setup", "PYTHON=/usr/bin/python3"],
+            cwd=self.checkout, env=ENV, check=True,
+        )  # fmt: skip
         self.config.mkdir(parents=True)
         for path in (folder, *folder.rglob("*")):
             os.chown(path, UID, UID, follow_symlinks=False)

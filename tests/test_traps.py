@@ -11,7 +11,7 @@ import textwrap
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Process, in_namespaces, needs, readme, until
+from conftest import ENV, Process, in_namespaces, needs, needs_shm, readme, until
 
 README = readme()
 IMPORTS = """\
@@ -97,6 +97,7 @@ def test_a_semaphore_that_nobody_gives_back(make_pair):
 
 def test_a_reader_that_sees_half_a_write(make_pair):
     pair = make_pair("posix", "shm")
+    needs_shm(24)
     size = 2**22
     opening = f"""
         shm = posix_ipc.SharedMemory({pair.name!r})
