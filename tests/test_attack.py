@@ -329,6 +329,20 @@ def test_who_is_refused_keeps_no_descriptor(make_pair, run_as, primitive):
     assert f"uid {BOB}" in done.stdout
 
 
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_semaphore_that_was_closed_is_not_mapped_any_more(make_pair, side):
+    """A program that opens one for each job would have the memory of all of them."""
+    pair = make_pair("posix", "sem")
+    code = (
+        f"import {pair.script(side)} as script\n"
+        "def mapped(): return open('/proc/self/maps').read().count('/dev/shm/')\n"
+        f"for _ in range(5): script.open_semaphore({pair.name!r}).close(); print(mapped())"
+    )
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n" * 5, "")
+
+
 # --- commands that hold
 
 
@@ -469,7 +483,8 @@ def test_a_semaphore_removed_while_it_is_opened_is_made_anew(make_pair, side, tm
         go_on()
         until(lambda: process.out or process.popen.poll() is not None)
         assert process.err == []
-        os.killpg(process.pid, signal.SIGKILL)  # strace, and what it traces
+        with contextlib.suppress(ProcessLookupError):  # a client has ended
+            os.killpg(process.pid, signal.SIGKILL)  # strace, and what it traces
         process.wait()
     assert sem.path.exists()
 
