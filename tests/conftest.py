@@ -115,7 +115,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become ot
 def may_unshare() -> bool:
     try:
         done = subprocess.run(["unshare", "--ipc", "--mount", "true"], capture_output=True)
-    except FileNotFoundError:
+    except OSError:
         return False
     return done.returncode == 0 and os.geteuid() == 0
 

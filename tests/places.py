@@ -107,10 +107,12 @@ def enter(name: str, command: list[str]) -> list[str]:
 
 
 def main() -> None:
-    names, _, options = " ".join(sys.argv[1:]).partition("--")
+    dashes = sys.argv.index("--")
+    names = sys.argv[1:dashes] or list(PLACES)
+    options = sys.argv[dashes + 1 :]
     if os.geteuid() != 0:
         sys.exit("make test-bare: only root can make these places (sudo make test-bare)")
-    for name in names.split() or PLACES:
+    for name in names:
         if name not in PLACES:
             sys.exit(f"make test-bare: PLACE={name} is none of {', '.join(PLACES)}")
     # The kernel counts a user's queues over the whole machine, so that other places have a part.
@@ -119,10 +121,10 @@ def main() -> None:
     environment = {key: value for key, value in os.environ.items() if key != "CI"}  # may skip
     tests = [sys.executable, "-m", "pytest", "-q", "-n", "4", "--dist", "loadgroup", "tests"]
     failed = []
-    for name in names.split() or PLACES:
+    for name in names:
         print(f"==== {name}: {PLACES[name].about}", flush=True)
         start = time.monotonic()
-        command = enter(name, [*tests, *shlex.split(options)])
+        command = enter(name, [*tests, *options])
         if subprocess.run(command, cwd=ROOT, env=environment).returncode != 0:
             failed.append(name)
         print(f"==== {name}: {time.monotonic() - start:.0f} s", flush=True)

@@ -408,6 +408,7 @@ def test_the_object_is_replaced_by_one_of_the_same_name(pair):
         )
 
 
+@needs("ipcrm")
 def test_ipcrm_removes_under_the_server(make_pair):
     for primitive, option in (("msq", "-Q"), ("shm", "-M"), ("sem", "-S")):
         pair = make_pair("sysv", primitive)

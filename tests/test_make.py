@@ -321,7 +321,8 @@ def test_status_shows_every_object(checkout, make_pair):
     assert done.returncode == 0
     for pair in pairs:
         if pair.api == "sysv":
-            assert f"{pair.key:#010x}" in done.stdout
+            key = f"{pair.key:#010x}" if shutil.which("ipcs") else str(pair.key)
+            assert key in done.stdout
         elif pair.primitive != "msq" or Path("/dev/mqueue", pair.name[1:]).exists():
             assert pair.name[1:] in done.stdout
         else:

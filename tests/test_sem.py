@@ -154,6 +154,7 @@ def test_a_command_may_take_its_time_after_sigterm(sem):
     assert value(sem) == 2
 
 
+@needs("nohup")
 def test_nohup_is_respected(sem):
     script = f"echo started; kill -HUP {CLIENT[sem.api]}; sleep 0.2; echo still here"
     done = subprocess.run(
