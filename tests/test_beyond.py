@@ -21,7 +21,8 @@ README = readme()
 MESSAGES = 60
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for hosts made of namespaces"),
-    needs("mosquitto", "mosquitto_pub", "mosquitto_sub", "redis-server", "redis-cli", "ip", "ss"),
+    needs("unshare", "mosquitto", "mosquitto_pub", "mosquitto_sub"),
+    needs("redis-server", "redis-cli", "ip", "ss"),
 ]
 
 
