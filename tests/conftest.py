@@ -140,6 +140,13 @@ def needs_shm(mebibytes: int) -> None:
         pytest.skip(f"needs {mebibytes} MiB of room in /dev/shm (docker run --shm-size)")
 
 
+# nsenter(1) and a manager's sandbox go to the root of the namespace, and not to that of a chroot.
+in_no_chroot = pytest.mark.skipif(
+    os.geteuid() == 0 and not os.path.samefile("/", "/proc/1/root"),
+    reason="needs the root folder of the machine, and not one of chroot(2)",
+)
+
+
 def readme() -> str:
     """The text of all pages, the README first."""
     pages = [ROOT / name / "README.md" for name in ("", "scripts", "systemd", "tests")]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, ROOT, Process, in_namespaces, needs, readme, until
+from conftest import ENV, ROOT, Process, in_namespaces, in_no_chroot, needs, readme, until
 
 # The pages, each with the number of lines that it must not exceed.
 LONGEST = {
@@ -178,6 +178,7 @@ def terminal(tmp_path):
 
 
 @in_namespaces
+@in_no_chroot
 @needs("cc", "nsenter", "ipcs", "ipcrm")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_prints_what_the_page_shows(page, terminal):

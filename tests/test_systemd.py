@@ -11,7 +11,7 @@ from pathlib import Path
 
 import conftest
 import pytest
-from conftest import APIS, ENV, PRIMITIVES, ROOT, in_namespaces, readme
+from conftest import APIS, ENV, PRIMITIVES, ROOT, in_namespaces, in_no_chroot, readme
 
 pytestmark = [pytest.mark.xdist_group("systemd"), in_namespaces]
 
@@ -628,6 +628,7 @@ def test_without_a_user_manager(manager, target):
     assert "Error 1" in done.stderr
 
 
+@in_no_chroot
 def test_without_user_namespaces():
     """The services fail with a status that the page names, and start without the sandbox."""
     with a_manager("no-sandbox", "chroot") as manager:
