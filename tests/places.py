@@ -100,7 +100,7 @@ def enter(name: str, command: list[str]) -> list[str]:
     script += [f"mount --bind /dev/null {shlex.quote(path)}" for path in files(place.hidden)]
     if place.chroot:
         script.append("mount -t tmpfs tmpfs /mnt; mkdir /mnt/root; mount --rbind / /mnt/root")
-        command = ["chroot", "/mnt/root", "env", "-C", os.getcwd(), *command]
+        command = ["chroot", "/mnt/root", "env", "-C", os.getcwd(), "CHROOT=1", *command]
     script += [f"status=0; {shlex.join(command)} || status=$?", LOOK]
     flags = "--mount --ipc --pid --fork --mount-proc --kill-child"
     return ["unshare", *flags.split(), "sh", "-ec", "\n".join(script)]
