@@ -20,11 +20,11 @@ from pathlib import Path
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, SCRIPTS, Pair, Process, needs, until, waits_in
+from conftest import ENV, SCRIPTS, Pair, Process, in_namespaces, needs, until, waits_in
 from test_users import ALICE, BOB, argv_of, run_as, scripts
 
 __all__ = ["argv_of", "run_as", "scripts"]  # the fixtures of the other users
-root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
+root = in_namespaces  # which needs the capabilities that let root become others
 
 
 def traced(log: Path, call: str, what: str, argv: list[str], *paths: object) -> list[str]:
