@@ -116,7 +116,7 @@ def main() -> int:
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:
         return common.complain(args.name, "this system has no POSIX message queues")
     refused: list[int] = []
-    counts = ((f"{{'count': {n}}}", b'{"count": %d}' % n) for n in itertools.count(1))
+    counts = ((repr({"count": n}), json.dumps({"count": n}).encode()) for n in itertools.count(1))
     messages = lines(args.name, refused) if args.stdin else counts
     try:
         queue = open_queue(args.name)

@@ -119,7 +119,7 @@ def main() -> int:
     if args.count is None and not args.stdin:
         args.count = 15
     refused: list[int] = []
-    counts = ((f"{{'count': {n}}}", b'{"count": %d}' % n) for n in itertools.count(1))
+    counts = ((repr({"count": n}), json.dumps({"count": n}).encode()) for n in itertools.count(1))
     messages = lines(args.key, refused) if args.stdin else counts
     try:
         queue = open_queue(args.key)
