@@ -57,10 +57,12 @@ can run `ulimit -q unlimited` first, where the hard limit lets them."""
 # The numbers of the system calls that the tests look for, as /proc/PID/syscall shows them.
 X86_64 = {
     "read": 0, "write": 1, "semop": 65, "msgsnd": 69, "msgrcv": 70, "flock": 73, "futex": 202,
-    "select": 23, "pselect6": 270, "semtimedop": 220, "clock_nanosleep": 230, "mq_timedsend": 242, "mq_timedreceive": 243,
+    "select": 23, "pselect6": 270,
+    "semtimedop": 220, "clock_nanosleep": 230, "mq_timedsend": 242, "mq_timedreceive": 243,
 }  # fmt: skip
 GENERIC = {
-    "flock": 32, "read": 63, "write": 64, "select": 72, "pselect6": 72, "futex": 98, "clock_nanosleep": 115, "mq_timedsend": 182,
+    "flock": 32, "read": 63, "write": 64, "select": 72, "pselect6": 72,
+    "futex": 98, "clock_nanosleep": 115, "mq_timedsend": 182,
     "mq_timedreceive": 183, "msgrcv": 188, "msgsnd": 189, "semtimedop": 192, "semop": 193,
 }  # fmt: skip
 CALLS = {"x86_64": X86_64, "aarch64": GENERIC, "riscv64": GENERIC}
