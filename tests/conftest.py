@@ -479,6 +479,11 @@ def record(**figures: int) -> None:
             file.write(json.dumps(figures) + "\n")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest, and mostly waits, begins first, so that the others run beside it."""
+    items.sort(key=lambda item: item.path.name not in ("test_systemd.py", "test_make.py"))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Where much was skipped, one sentence at the end says so, and what to do about it."""
     skipped = terminalreporter.stats.get("skipped", [])
