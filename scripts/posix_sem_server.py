@@ -35,7 +35,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     Raises PermissionError for another user's semaphore, ValueError for a file that is none."""
     while True:
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there
-            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()
+            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # or it stays mapped
             os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
         with contextlib.suppress(FileNotFoundError):  # somebody has just removed it
             semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)

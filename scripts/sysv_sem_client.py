@@ -27,7 +27,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
-            new.block = False  # or Z() would wait for whoever takes what another has just added
+            new.block = False  # or Z() waits for ever, if another has just added one
             if value:
                 new.release(delta=value)  # one semop(2) sets both the value and o_time
             else:
@@ -44,7 +44,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
 
 def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int = 1) -> None:
     """Take that many (0: wait until there is none); wait so many seconds (None: for ever). Raises
-    sysv_ipc.BusyError then, sysv_ipc.ExistentialError when it was removed. Threads open it each. A
+    sysv_ipc.BusyError then, sysv_ipc.ExistentialError when it was removed. Threads open one each. A
     limit over 0 is for the main thread, as SIGALRM ends semop(2); your own alarm rings after it."""
     began = time.monotonic()
     semaphore.block = timeout is None or timeout > 0  # or else IPC_NOWAIT

@@ -33,7 +33,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
-            new.block = False  # or Z() would wait for whoever takes what another has just added
+            new.block = False  # or Z() waits for ever, if another has just added one
             if value:
                 new.release(delta=value)  # one semop(2) sets both the value and o_time
             else:
