@@ -12,8 +12,10 @@ Read sysvipc(7), then sysv_sem_server.py; posix_sem_client.py is its POSIX twin.
 # ///
 
 import contextlib
+import ctypes
+import errno
 import os
-import signal
+import struct
 import time
 
 import sysv_ipc
@@ -43,41 +45,31 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
 
 
 def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int = 1) -> None:
-    """Take that many (0: wait until there is none); wait so many seconds (None: for ever). Raises
-    sysv_ipc.BusyError then, sysv_ipc.ExistentialError when it was removed. Threads open one each. A
-    limit over 0 is for the main thread, as SIGALRM ends semop(2); your own alarm rings after it."""
-    began = time.monotonic()
-    semaphore.block = timeout is None or timeout > 0  # or else IPC_NOWAIT
-    if timeout and timeout > 0:
-        handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
-        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-        # It rings again every 0.1 s, in case it does so first just before the wait begins.
-        left, interval = signal.setitimer(signal.ITIMER_REAL, min(timeout, 1e9), 0.1)
-    try:
-        while True:
-            try:
-                if by:
-                    semaphore.acquire(delta=by)
-                else:
-                    semaphore.Z()
-                return
-            except sysv_ipc.Error as error:  # for EINTR (the alarm, Ctrl-Z) it has no other class
-                if type(error) not in (sysv_ipc.Error, sysv_ipc.BusyError):
-                    raise
-                if timeout is not None and time.monotonic() >= began + timeout:
-                    raise sysv_ipc.BusyError("Semaphore is busy") from None
-    finally:
-        if timeout and timeout > 0:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if left:  # a timer of the program's own, which goes on
-                left = max(left - (time.monotonic() - began), 1e-6)
-                signal.setitimer(signal.ITIMER_REAL, left, interval)
+    """Take that many, up to 32767 (0: wait until there is none), in any thread. While there are not
+    so many, wait so many seconds (None: for ever). Raises sysv_ipc.BusyError then, and
+    sysv_ipc.ExistentialError when the semaphore was removed."""
+    # sysv_ipc has semaphore.acquire(delta=by) for this, and semaphore.Z() for 0, but no time limit.
+    # The call that has one is semtimedop(2), with a struct sembuf and a struct timespec.
+    libc = ctypes.CDLL(None, use_errno=True)
+    take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
+    left = 1e9 if timeout is None else max(timeout, 0)  # 1e9: thirty years
+    end = time.monotonic() + left
+    while True:
+        limit = struct.pack("ll", int(left), int(left % 1 * 1e9))
+        if libc.semtimedop(semaphore.id, take, 1, limit) == 0:
+            return
+        failed = ctypes.get_errno()
+        if failed in (errno.EIDRM, errno.EINVAL):
+            raise sysv_ipc.ExistentialError("the semaphore was removed")
+        if failed == errno.EAGAIN:
+            raise sysv_ipc.BusyError("Semaphore is busy")
+        if failed != errno.EINTR:  # a signal (a handler, Ctrl-Z) ends the wait, whatever it is
+            raise OSError(failed, os.strerror(failed))
+        left = max(end - time.monotonic(), 0)
 
 
 # --- the command line
-
+import signal
 import sys
 
 if __name__ == "__main__":
@@ -130,7 +122,7 @@ def main() -> int:
             os.execvp(command[0], command)
         CURES[""] = "the value has changed all the same"
         common.put(f"semaphore: {semaphore.value}")
-    except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
+    except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(thing, error, CURES)
     return 0
 

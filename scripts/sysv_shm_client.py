@@ -14,6 +14,7 @@ Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 # ///
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 import sysv_ipc
 
 # --- the segment: these functions work in any program
+
 
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
@@ -48,15 +50,15 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
     many seconds, and sysv_ipc.Error for a lock that never got its value: its creator died."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
-    lock.block = False  # IPC_NOWAIT
-    for _ in range(round(timeout * 100) + 1):
-        with contextlib.suppress(sysv_ipc.BusyError):
-            lock.acquire()
-            break
-        time.sleep(0.01)
-    else:
-        never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
-        raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
+    libc = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
+    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
+    end = time.monotonic() + timeout
+    left = timeout
+    while libc.semtimedop(lock.id, take, 1, (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))):
+        left = max(end - time.monotonic(), 0)  # there is some when only a signal ended the wait
+        if not left or not lock.o_time:  # which fails when the lock was removed
+            never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
+            raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
     try:
         yield
     finally:
@@ -90,7 +92,6 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
 
 
 # --- the command line
-
 import sys
 
 if __name__ == "__main__":
@@ -129,7 +130,7 @@ def main() -> int:
             except ValueError as error:  # the segment keeps what it had
                 status = common.complain(args.key, error)
         common.put("", end="\n" if prompt else "")
-    except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
+    except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(args.key, error, CURES)
     return status
 

@@ -12,6 +12,7 @@ Read sysvipc(7), then sysv_shm_client.py; posix_shm_server.py is its POSIX twin.
 # ///
 
 import contextlib
+import ctypes
 import os
 import time
 from collections.abc import Iterator
@@ -44,15 +45,15 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
     """Hold the lock ~KEY. Raises TimeoutError after so many seconds, sysv_ipc.Error: it is dead."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
-    lock.block = False  # IPC_NOWAIT
-    for _ in range(round(timeout * 100) + 1):
-        with contextlib.suppress(sysv_ipc.BusyError):
-            lock.acquire()
-            break
-        time.sleep(0.01)
-    else:
-        never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
-        raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
+    libc = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
+    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
+    end = time.monotonic() + timeout
+    left = timeout
+    while libc.semtimedop(lock.id, take, 1, (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))):
+        left = max(end - time.monotonic(), 0)  # there is some when only a signal ended the wait
+        if not left or not lock.o_time:  # which fails when the lock was removed
+            never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
+            raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
     try:
         yield
     finally:
@@ -71,7 +72,6 @@ def read_text(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> str | None
 
 
 # --- the command line
-
 import signal
 import sys
 
@@ -131,7 +131,7 @@ def main() -> int:
             except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
                 common.complain(args.key, error)
         common.put(f"end shared memory server: {args.key}")
-    except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
+    except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(args.key, error, CURES)
     return 0
 

@@ -158,9 +158,10 @@ def readme() -> str:
 # The interpreter may lie where another user cannot go, so it becomes that user when all that the
 # scripts may import has been imported.
 ENTER = """
-import __future__, argparse, atexit, contextlib, datetime, fcntl, functools, itertools, json, math
-import collections.abc, gettext, io, locale, os, re, shutil, signal, socket, subprocess, sys, time
-import stat, textwrap, types, typing, unicodedata, encodings.idna
+import __future__, argparse, atexit, contextlib, ctypes, datetime, errno, fcntl, functools
+import itertools, json, math, collections.abc, gettext, io, locale, os, re, shutil, signal
+import socket, subprocess, sys, time
+import stat, struct, textwrap, types, typing, unicodedata, encodings.idna
 import posix_ipc, sysv_ipc
 uid, script = int(sys.argv[1]), sys.argv[2]
 sys.argv = sys.argv[2:]

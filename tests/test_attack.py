@@ -203,6 +203,39 @@ def test_a_server_beside_busy_writers(shm):
     assert done.stdout.count("text") == 3
 
 
+def test_a_lock_that_two_others_hand_to_each_other(make_pair):
+    """It is never seen free: semop(2) gives it to the next in the queue while it is released."""
+    shm = make_pair("sysv", "shm")
+    shm.client(stdin="text\n")
+    code = (
+        "import sys, sysv_ipc, time\n"
+        "lock = sysv_ipc.Semaphore(int(sys.argv[1]))\n"
+        "lock.undo = True\n"
+        "while True:\n"
+        "    lock.acquire()\n"
+        "    time.sleep(0.01)\n"
+        "    lock.release()\n"
+    )
+    lock = sysv_ipc.Semaphore(~shm.key)
+    foreign = [sys.executable, "-c", code, str(~shm.key)]
+    with Process(foreign) as first, Process(foreign) as second:
+        until(lambda: lock.last_pid in (first.pid, second.pid) and lock.waiting_for_nonzero)
+        done = shm.run("server", "-c20", "-i0", timeout=20)
+        assert shm.client(stdin="another\n" * 10).returncode == 0
+    assert (done.stdout.count("text"), done.stderr) == (20, "")
+
+
+@needs("strace")
+def test_the_kernel_refuses_the_wait_itself(make_pair, tmp_path):
+    """semop(2): ENOMEM, where there is no memory for what SEM_UNDO has to remember."""
+    sem = make_pair("sysv", "sem")
+    sem.client("--value", 2)
+    argv = traced(tmp_path / "log", "semtimedop", "error=ENOMEM", sem.argv("client", "-w"))
+    done = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"sysv_sem_client: {sem.key}: Cannot allocate memory\n"
+
+
 @needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_at_the_start_line_is_heeded(pair, number, tmp_path):

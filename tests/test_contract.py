@@ -510,6 +510,25 @@ def test_what_macos_lacks_is_said_in_one_line(make_pair, script, lacks, says):
     assert not pair.exists()
 
 
+@pytest.mark.parametrize("script", ["sysv_shm_server", "sysv_shm_client", "sysv_sem_client"])
+def test_what_macos_lacks_of_system_v_is_said_in_one_line(make_pair, script):
+    """Its C library has no semtimedop(2), and no library without it can be had here."""
+    pair = make_pair(*script.split("_")[:2])
+    python, *argv = pair.argv(script.split("_")[2])
+    code = (
+        f"import sys; sys.argv = {argv}; sys.path[0] = {str(SCRIPTS)!r}\n"
+        "import ctypes, runpy, types\n"
+        "ctypes.CDLL = lambda name, **options: types.SimpleNamespace()\n"
+        "runpy.run_path(sys.argv[0], {}, '__main__')"
+    )
+    done = subprocess.run(
+        [python, "-c", code], env=ENV, input="text\n", capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"{script}: {pair.key}: ")
+    assert "semtimedop" in done.stderr
+
+
 def test_a_closed_pipe_ends_a_server_quietly(pair):
     """`server | head -1`: the next line that it prints ends it."""
     option = {"msq": [], "shm": ["-i0.1"], "sem": ["-i0.1"]}[pair.primitive]
