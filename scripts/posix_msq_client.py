@@ -54,6 +54,7 @@ def send(
 
 
 # --- the command line
+
 import signal
 import sys
 

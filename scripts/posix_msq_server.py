@@ -64,6 +64,7 @@ def messages(queue: "posix_ipc.MessageQueue", stop: Sized) -> Iterator[bytes]:
 
 
 # --- the command line
+
 import signal
 import sys
 

@@ -60,6 +60,7 @@ def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: 
 
 
 # --- the command line
+
 import signal
 import sys
 

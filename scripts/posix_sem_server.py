@@ -78,6 +78,7 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
 
 
 # --- the command line
+
 import signal
 import sys
 

@@ -93,6 +93,7 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
 
 
 # --- the command line
+
 import sys
 
 if __name__ == "__main__":

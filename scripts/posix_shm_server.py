@@ -72,6 +72,7 @@ def read_text(segment: posix_ipc.SharedMemory, timeout: float = 10) -> str | Non
 
 
 # --- the command line
+
 import signal
 import sys
 
@@ -99,7 +100,7 @@ def main() -> int:
     path = f"/dev/shm{args.name}"  # what is removed lives on while it is open
     readings = 0
     due = 0.0
-    previous: object = ...  # no text, so that the first one differs
+    text: str | None = "\0"  # no text has one, so that the first one differs
     try:
         if args.clean:
             done = "nothing to remove:"
@@ -122,11 +123,10 @@ def main() -> int:
                 continue
             due = time.monotonic() + max(args.interval, 0.01)
             try:
-                text = read_text(segment, 0.9)
+                previous, text = text, read_text(segment, 0.9)
                 if text != previous or not args.changes:
                     common.put("(incomplete write)" if text is None else text, timed=True)
                 readings += 1
-                previous = text
             except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
                 common.complain(args.name, error)
         common.put(f"end shared memory server: {args.name}")

@@ -68,6 +68,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
 
 
 # --- the command line
+
 import sys
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
 
 
 # --- the command line
+
 import signal
 import sys
 

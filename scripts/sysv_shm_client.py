@@ -92,6 +92,7 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
 
 
 # --- the command line
+
 import sys
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def read_text(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> str | None
 
 
 # --- the command line
+
 import signal
 import sys
 
@@ -99,7 +100,7 @@ def main() -> int:
     args = parser.parse_args()
     readings = 0
     due = 0.0
-    previous: object = ...  # no text, so that the first one differs
+    text: str | None = "\0"  # no text has one, so that the first one differs
     try:
         if args.clean:
             done = "nothing to remove:"
@@ -123,11 +124,10 @@ def main() -> int:
                 continue
             due = time.monotonic() + max(args.interval, 0.01)
             try:
-                text = read_text(segment, 0.9)
+                previous, text = text, read_text(segment, 0.9)
                 if text != previous or not args.changes:
                     common.put("(incomplete write)" if text is None else text, timed=True)
                 readings += 1
-                previous = text
             except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
                 common.complain(args.key, error)
         common.put(f"end shared memory server: {args.key}")

@@ -288,8 +288,7 @@ def test_a_holder_that_is_killed(sem):
 OPENERS = 50
 
 
-@pytest.mark.parametrize("turn", range(2))
-def test_fifty_semaphore_starts_at_once(sem, turn):
+def test_fifty_semaphore_starts_at_once(sem):
     for _ in range(rounds(1)):
         sem.remove()
         done = finish(start_together([sem.argv("client")] * OPENERS))

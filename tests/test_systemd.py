@@ -1,11 +1,13 @@
 """The units in systemd/ under a real `systemd --user`, of an ordinary user, in namespaces."""
 
+import atexit
 import contextlib
 import functools
 import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,19 @@ UID = 1500
 until = functools.partial(conftest.until, pause=0.1)  # each look is a process or two
 SERVICES = [f"ipc-{api}-{primitive}-server" for api in APIS for primitive in PRIMITIVES]
 SHORT = {f"ipc-{primitive}-server": f"ipc-posix-{primitive}-server" for primitive in PRIMITIVES}
+
+
+@functools.cache
+def environment() -> Path:
+    """A .venv of the system's Python, made once, since that takes longer than all the rest."""
+    folder = Path(tempfile.mkdtemp(prefix="test-systemd-"))
+    atexit.register(shutil.rmtree, folder)
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    subprocess.run(
+        ["make", "--silent", "setup", "PYTHON=/usr/bin/python3"], cwd=folder, env=ENV, check=True
+    )
+    return folder / ".venv"
 
 
 class Manager:
@@ -35,10 +50,7 @@ class Manager:
             )
         for name in ("Makefile", "requirements.txt"):
             shutil.copy(ROOT / name, self.checkout)
-        subprocess.run(
-            ["make", "--silent", "setup", "PYTHON=/usr/bin/python3"],
-            cwd=self.checkout, env=ENV, check=True,
-        )  # fmt: skip
+        shutil.copytree(environment(), self.checkout / ".venv", symlinks=True)
         self.config.mkdir(parents=True)
         for path in (folder, *folder.rglob("*")):
             os.chown(path, UID, UID, follow_symlinks=False)
@@ -196,7 +208,7 @@ def installed(manager: Manager) -> Iterator[Manager]:
     for path in manager.config.glob("ipc-*.d"):
         shutil.rmtree(path)
     manager.systemctl("daemon-reload")
-    manager.run("make", "clean")
+    manager.run("sh", "-c", "rm -f /dev/mqueue/* /dev/shm/*; ipcrm -a")  # all are of this manager
     manager.systemctl("reset-failed")
 
 
