@@ -180,7 +180,7 @@ setup-tests: setup
 
 .PHONY: test test-bare test-musl
 test: setup-tests
-	$(python) -m pytest -q -n 6 --dist loadgroup $(ARGS) tests
+	$(python) -m pytest -q -n 8 --dist loadgroup $(ARGS) tests
 test-bare: setup-tests
 	$(python) tests/places.py $(PLACE) -- $(ARGS)
 test-musl: setup-tests

@@ -16,6 +16,7 @@ import pytest
 from conftest import APIS, ENV, PRIMITIVES, ROOT, in_namespaces, in_no_chroot, readme
 
 pytestmark = [pytest.mark.xdist_group("systemd"), in_namespaces]
+another = pytest.mark.xdist_group("another")  # with a manager of its own, for it takes long
 
 UID = 1500
 until = functools.partial(conftest.until, pause=0.1)  # each look is a process or two
@@ -243,6 +244,7 @@ def test_a_service(installed, name):
     assert installed.log(unit)[-1].startswith("end ")
 
 
+@another
 @pytest.mark.parametrize("unit", SERVICES)
 def test_kill_9_and_removal_are_followed_by_a_restart(installed, unit):
     installed.do("start", unit)
@@ -640,6 +642,7 @@ def test_without_a_user_manager(manager, target):
     assert "Error 1" in done.stderr
 
 
+@another
 @in_no_chroot
 def test_without_user_namespaces():
     """The services fail with a status that the page names, and start without the sandbox."""
