@@ -284,7 +284,7 @@ os.umask(0o027)
 modes, ended = set(), []
 opens = script.open_{ {"msq": "queue", "shm": "segment", "sem": "semaphore"}[primitive] }
 def make_files():
-    for number in range(400):
+    for number in range(200):
         fd = os.open(f"{tmp_path}/file{{number}}", os.O_CREAT | os.O_EXCL, 0o777)
         modes.add(os.fstat(fd).st_mode & 0o777)
         os.close(fd)
