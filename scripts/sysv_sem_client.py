@@ -22,6 +22,8 @@ import sysv_ipc
 
 # --- the semaphore: these functions work in any program
 
+LIBC = ctypes.CDLL(None, use_errno=True)
+
 
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
     """Make the semaphore, or open the one that is there; mode and value (to 32767) are a new one's.
@@ -50,13 +52,12 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
     sysv_ipc.ExistentialError when the semaphore was removed."""
     # sysv_ipc has semaphore.acquire(delta=by) for this, and semaphore.Z() for 0, but no time limit.
     # The call that has one is semtimedop(2), with a struct sembuf and a struct timespec.
-    libc = ctypes.CDLL(None, use_errno=True)
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     left = 1e9 if timeout is None else max(timeout, 0)  # 1e9: thirty years
     end = time.monotonic() + left
     while True:
         limit = struct.pack("ll", int(left), int(left % 1 * 1e9))
-        if libc.semtimedop(semaphore.id, take, 1, limit) == 0:
+        if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()
         if failed in (errno.EIDRM, errno.EINVAL):

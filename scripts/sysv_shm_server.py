@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import sysv_ipc
 
 # --- the segment: these functions work in any program
+LIBC = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
@@ -45,11 +46,10 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
     """Hold the lock ~KEY. Raises TimeoutError after so many seconds, sysv_ipc.Error: it is dead."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
-    libc = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
     end = time.monotonic() + timeout
     left = timeout
-    while libc.semtimedop(lock.id, take, 1, (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))):
+    while LIBC.semtimedop(lock.id, take, 1, (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))):
         left = max(end - time.monotonic(), 0)  # there is some when only a signal ended the wait
         if not left or not lock.o_time:  # which fails when the lock was removed
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
