@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 
-SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
-FORM = partial(argparse.RawDescriptionHelpFormatter, width=99)  # without a width: a slow import
-
 
 class OutputError(OSError): ...  # standard output refuses a line
 
@@ -46,6 +43,8 @@ seconds = number("0", "1000000000", float)
 mode = number("0", "777", partial(int, base=8))
 natural = number("1", "2147483647", partial(int, base=0))  # as a key, 0 is IPC_PRIVATE
 semname = partial(name, longest=251)  # a file with "sem." before it
+FORM = partial(argparse.RawDescriptionHelpFormatter, width=99)  # without a width: a slow import
+SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
 
 
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
@@ -55,11 +54,12 @@ def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
     if timed:
         text = f"{datetime.now().time().isoformat('microseconds')} {text}"
     rest = (text + end).encode(sys.stdout.encoding, "backslashreplace")
+    fd = (sys.stdout if to == 1 else sys.stderr).fileno()  # 1 or 2, but for one that was closed
     while rest:  # print() drops the rest where Python is unbuffered (python -u)
         try:
-            rest = rest[os.write(to, rest) :]
+            rest = rest[os.write(fd, rest) :]
         except BlockingIOError:  # somebody who shares it has made it non-blocking
-            select.select([], [to], [])
+            select.select([], [fd], [])
         except OSError as error:
             raise OutputError(error.errno, error.strerror) from error
 

@@ -12,7 +12,6 @@ Read mq_overview(7), then posix_msq_server.py; sysv_msq_client.py is its System 
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
-
 import os
 import time
 

@@ -12,7 +12,6 @@ Read mq_overview(7), then posix_msq_client.py; sysv_msq_server.py is its System 
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
-
 import os
 import time
 from collections.abc import Iterator, Sized
@@ -69,7 +68,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
 import argparse

@@ -10,7 +10,6 @@ Read sem_overview(7), then posix_sem_server.py; sysv_sem_client.py is its System
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
-
 import contextlib
 import os
 import time

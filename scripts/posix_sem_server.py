@@ -12,7 +12,6 @@ Read sem_overview(7), then posix_sem_client.py; sysv_sem_server.py is its System
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
-
 import contextlib
 import os
 import time
@@ -83,7 +82,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
 import argparse
@@ -112,7 +111,7 @@ def main() -> int:
     except posix_ipc.ExistentialError:
         common.put(f"nothing to remove: {args.name}")
         return 0
-    except (posix_ipc.Error, OSError) as error:
+    except (posix_ipc.Error, OSError, ValueError) as error:
         return common.complain(args.name, error, CURES)
     mode = 0o600 if args.mode is None else args.mode
     try:

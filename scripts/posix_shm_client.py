@@ -12,7 +12,6 @@ Read shm_overview(7), then posix_shm_server.py; sysv_shm_client.py is its System
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
-
 import contextlib
 import fcntl
 import os
@@ -49,9 +48,9 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
-    seconds. The lock is the open file's: threads that exclude each other open the segment each."""
+    seconds. It is the open file's: each thread opens the segment itself, and locks it once."""
     try:
-        for _ in range(round(timeout * 100) + 1):
+        for _ in range(max(round(timeout * 100), 0) + 1):
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -59,7 +58,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
         else:
             raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
         yield
-    finally:
+    finally:  # also when Ctrl-C came right after flock(2)
         fcntl.flock(segment.fd, fcntl.LOCK_UN)
 
 
@@ -84,7 +83,7 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # a handler may still raise here
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
             os.pwrite(segment.fd, WRITING, size - 1)
             os.pwrite(segment.fd, first, 0)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)

@@ -10,7 +10,6 @@ Read shm_overview(7), then posix_shm_client.py; sysv_shm_server.py is its System
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
-
 import contextlib
 import fcntl
 import os
@@ -27,8 +26,8 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
     another user's, raises PermissionError, or posix_ipc.PermissionsError where it is locked up."""
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
-    except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or to be read only
-        sized = os.lstat(f"/dev/shm{name}").st_size > 0  # or reading a FIFO would wait for ever
+    except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or it is 400
+        sized = os.lstat(f"/dev/shm{name}").st_size > 0  # to read a FIFO would wait for ever
         segment = posix_ipc.SharedMemory(name, read_only=sized)
     owner = os.fstat(segment.fd).st_uid
     if owner != os.geteuid():
@@ -45,9 +44,9 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
-    seconds. The lock is the open file's: threads that exclude each other open the segment each."""
+    seconds. It is the open file's: each thread opens the segment itself, and locks it once."""
     try:
-        for _ in range(round(timeout * 100) + 1):
+        for _ in range(max(round(timeout * 100), 0) + 1):
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -55,7 +54,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
         else:
             raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
         yield
-    finally:
+    finally:  # also when Ctrl-C came right after flock(2)
         fcntl.flock(segment.fd, fcntl.LOCK_UN)
 
 
@@ -63,7 +62,7 @@ def read_text(segment: posix_ipc.SharedMemory, timeout: float = 10) -> str | Non
     """Return the text, or None for a write cut short (0x01 last). Raises what locked() raises."""
     data = b""
     with locked(segment, timeout):
-        # By pread(2): in an mmap(2), a page that somebody truncated away is a fatal SIGBUS.
+        # By pread(2): in an mmap(2), to touch a page that was truncated away is a fatal SIGBUS.
         if os.pread(segment.fd, 1, max(os.fstat(segment.fd).st_size - 1, 0)) == b"\x01":
             return None
         while b"\0" not in data and (more := os.pread(segment.fd, len(data) + 4096, len(data))):
@@ -77,7 +76,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
 import argparse

@@ -12,7 +12,6 @@ Read sysvipc(7), then sysv_msq_server.py; posix_msq_client.py is its POSIX twin.
 # requires-python = ">=3.10"
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
-
 import contextlib
 import errno
 import os

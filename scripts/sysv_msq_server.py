@@ -12,7 +12,6 @@ Read sysvipc(7), then sysv_msq_client.py; posix_msq_server.py is its POSIX twin.
 # requires-python = ">=3.10"
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
-
 import contextlib
 import os
 import signal
@@ -72,7 +71,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
 import sys
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
 import argparse

@@ -10,7 +10,6 @@ Read sysvipc(7), then sysv_sem_server.py; posix_sem_client.py is its POSIX twin.
 # requires-python = ">=3.10"
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
-
 import contextlib
 import ctypes
 import errno
@@ -28,10 +27,10 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
     """Make the semaphore, or open the one that is there; mode and value (to 32767) are a new one's.
     TimeoutError: its creator died before it had its value (Stevens, UNP 2, section 11.2)."""
-    while True:
+    while True:  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
-            new.block = False  # or Z() waits for ever, if another has just added one
+            new.block = False  # or Z() waits for ever, when another has just added 1
             if value:
                 new.release(delta=value)  # one semop(2) sets both the value and o_time
             else:
@@ -51,7 +50,7 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
     so many, wait so many seconds (None: for ever). Raises sysv_ipc.BusyError then, and
     sysv_ipc.ExistentialError when the semaphore was removed."""
     # sysv_ipc has semaphore.acquire(delta=by) for this, and semaphore.Z() for 0, but no time limit.
-    # The call that has one is semtimedop(2), with a struct sembuf and a struct timespec.
+    # The call that has one is semtimedop(2), with a struct sembuf (Hhh) and a struct timespec (ll).
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     left = 1e9 if timeout is None else max(timeout, 0)  # 1e9: thirty years
     end = time.monotonic() + left
@@ -60,7 +59,7 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()
-        if failed in (errno.EIDRM, errno.EINVAL):
+        if failed in (errno.EIDRM, errno.EINVAL):  # EINVAL: before the call
             raise sysv_ipc.ExistentialError("the semaphore was removed")
         if failed == errno.EAGAIN:
             raise sysv_ipc.BusyError("Semaphore is busy")

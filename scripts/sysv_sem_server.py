@@ -13,7 +13,6 @@ Read sysvipc(7), then sysv_sem_client.py; posix_sem_server.py is its POSIX twin.
 # requires-python = ">=3.10"
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
-
 import contextlib
 import os
 import time
@@ -30,10 +29,10 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
     Raises PermissionError for another user's semaphore, TimeoutError for one whose creator died
     before it had its value (W. Richard Stevens, UNIX Network Programming 2, section 11.2).
     """
-    while True:
+    while True:  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
-            new.block = False  # or Z() waits for ever, if another has just added one
+            new.block = False  # or Z() waits for ever, when another has just added 1
             if value:
                 new.release(delta=value)  # one semop(2) sets both the value and o_time
             else:
@@ -73,7 +72,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
 import argparse

@@ -3,8 +3,7 @@
     sysv_shm_client.py              type lines; Ctrl-D ends it
     date | sysv_shm_client.py       the same from a pipe
 
-Shows shmget(2), shmat(2), a semaphore as the lock, and how to write whole texts: in UTF-8 from
-the first byte, a NUL after it unless it fills the segment, 0x01 last while it is written.
+Shows shmget(2), shmat(2), a semaphore as the lock, and how to write so that none sees half a text.
 Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 """
 
@@ -12,7 +11,6 @@ Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 # requires-python = ">=3.10"
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
-
 import contextlib
 import ctypes
 import os
@@ -32,14 +30,16 @@ STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIG
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
     """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # there is none
-        sysv_ipc.Semaphore(~key)  # or, where the lock is out of reach, make nothing
+    flags = sysv_ipc.IPC_CREAT  # IPC_CREX wipes it
+    with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
+        if sysv_ipc.Semaphore(~key).uid != os.geteuid():
+            flags = 0  # another user's lock, so it is for that user to make the segment
     try:
-        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX fills it
-    except ValueError:  # it is smaller, or this is over kernel.shmmax
+        segment = sysv_ipc.SharedMemory(key, flags, mode, size)
+    except ValueError:  # the one there is smaller, or size is over kernel.shmmax
         segment = sysv_ipc.SharedMemory(key)
     if segment.uid == os.geteuid():  # the lock of another user's segment is his to make
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there, or is 1 by one semop(2)
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # there is one; a new one is first 0
             sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
         sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
     return segment
@@ -47,18 +47,19 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock, the semaphore ~KEY, which is 1 while it is free. Raises TimeoutError after so
-    many seconds, and sysv_ipc.Error for a lock that never got its value: its creator died."""
+    """Hold the lock ~KEY, but not twice. Raises TimeoutError, or sysv_ipc.Error: no value."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
     end = time.monotonic() + timeout
-    left = timeout
-    while LIBC.semtimedop(lock.id, take, 1, (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))):
-        left = max(end - time.monotonic(), 0)  # there is some when only a signal ended the wait
-        if not left or not lock.o_time:  # which fails when the lock was removed
+    limit = (ctypes.c_long * 2)()  # a struct timespec: 0, so the first try does not wait
+    while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value
+        left = max(end - time.monotonic(), 0)
+        if not left and not any(limit):  # nor does the last, after a signal as after the time
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
+        limit[:] = [int(left), int(left % 1 * 1e9)]
+        time.sleep(0.001)
     try:
         yield
     finally:
@@ -83,7 +84,7 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # a handler may still raise here
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
             segment.write(WRITING, size - 1)
             segment.write(first)
             segment.write(data[size - 1 :] or b"\0", size - 1)
@@ -103,8 +104,7 @@ if __name__ == "__main__":
 import argparse
 import common
 
-LIMITS = "kernel.shmmax, kernel.shmmni and kernel.shmall are the limits"
-CURES = {"ermission": "`ipcs -m -s` shows owner and mode", "ENOSPC": LIMITS, "No shared": LIMITS}
+CURES = {"ermi": "see `ipcs -m -s`", "hared": "see kernel.shmmax, kernel.shmmni, kernel.shmall"}
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ Read sysvipc(7), then sysv_shm_client.py; posix_shm_server.py is its POSIX twin.
 # requires-python = ">=3.10"
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
-
 import contextlib
 import ctypes
 import os
@@ -25,17 +24,17 @@ LIBC = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), witho
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
     """Make the segment of so many bytes, or open it; PermissionError: it is another user's."""
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock
+    with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
         lock = sysv_ipc.Semaphore(~key, mode=0o400)
         for owner in {lock.uid, lock.cuid} - {os.geteuid()}:  # its creator (cuid) keeps all rights
             raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
     try:
-        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX fills it
+        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX wipes it
     except (ValueError, sysv_ipc.PermissionsError):  # it is smaller, or to be read only
         segment = sysv_ipc.SharedMemory(key, mode=0o400)
     for owner in {segment.uid, segment.cuid} - {os.geteuid()}:
         raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there, or is 1 by one semop(2)
+    with contextlib.suppress(sysv_ipc.ExistentialError):  # there is one; a new one is first 0
         sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
     sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
     return segment
@@ -43,17 +42,19 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock ~KEY. Raises TimeoutError after so many seconds, sysv_ipc.Error: it is dead."""
+    """Hold the lock ~KEY, but not twice. Raises TimeoutError, or sysv_ipc.Error: no value."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
     end = time.monotonic() + timeout
-    left = timeout
-    while LIBC.semtimedop(lock.id, take, 1, (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))):
-        left = max(end - time.monotonic(), 0)  # there is some when only a signal ended the wait
-        if not left or not lock.o_time:  # which fails when the lock was removed
+    limit = (ctypes.c_long * 2)()  # a struct timespec: 0, so the first try does not wait
+    while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value
+        left = max(end - time.monotonic(), 0)
+        if not left and not any(limit):  # nor does the last, after a signal as after the time
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
+        limit[:] = [int(left), int(left % 1 * 1e9)]
+        time.sleep(0.001)
     try:
         yield
     finally:
@@ -77,14 +78,13 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
 import argparse
 import common
 
-LIMITS = "kernel.shmmax, kernel.shmmni and kernel.shmall are the limits"
-CURES = {"ermission": "`ipcs -m -s` shows owner and mode", "ENOSPC": LIMITS, "No shared": LIMITS}
+CURES = {"ermi": "see `ipcs -m -s`", "hared": "see kernel.shmmax, kernel.shmmni, kernel.shmall"}
 
 
 def main() -> int:

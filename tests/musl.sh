@@ -65,8 +65,9 @@ EOF
     "${pip[@]}" -r requirements pip setuptools wheel
     "${pip[@]}" --no-deps --no-binary :all: -r "$root/requirements.txt"
     "${pip[@]}" --no-deps --only-binary :all: --python-version "$version" \
-        --platform "musllinux_1_2_$(uname -m)" "$(grep '^hypothesis' "$root/tests/requirements.txt")"
-    "$python" wheels/pip-*.whl/pip install -q --no-index --find-links wheels \
+        --platform "musllinux_1_2_$(uname -m)" "$(grep '^hypothesis' "$root/tests/requirements.txt")" sortedcontainers
+    pip=(wheels/pip-*.whl)  # which runs as it is, a folder in it being a program
+    "$python" "${pip[0]}/pip" install -q --no-index --find-links wheels \
         pip setuptools wheel -r requirements hypothesis
     "$python" -m pip install -q --no-index --find-links wheels --no-build-isolation \
         -r "$root/requirements.txt"

@@ -19,7 +19,18 @@ from pathlib import Path
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, PAIRS, SCRIPTS, Pair, Process, in_namespaces, needs, until, waits_in
+from conftest import (
+    ENV,
+    PAIRS,
+    SCRIPTS,
+    Pair,
+    Process,
+    in_namespaces,
+    needs,
+    state,
+    until,
+    waits_in,
+)
 from test_users import ALICE, BOB, argv_of, run_as, scripts
 
 __all__ = ["argv_of", "run_as", "scripts"]  # the fixtures of the other users
@@ -225,6 +236,96 @@ def test_a_lock_that_two_others_hand_to_each_other(make_pair):
     assert (done.stdout.count("text"), done.stderr) == (20, "")
 
 
+def test_a_lock_without_its_value_is_called_so_every_time(make_pair):
+    """Its creator died. A waiter that dies too leaves o_time set, where it waited with SEM_UNDO."""
+    shm = make_pair("sysv", "shm")
+    sysv_ipc.SharedMemory(shm.key, sysv_ipc.IPC_CREAT, 0o600, 4096).detach()
+    sysv_ipc.Semaphore(~shm.key, sysv_ipc.IPC_CREX)
+    with Process(shm.argv("client"), stdin=subprocess.PIPE) as client:
+        client.type("text\n")
+        client.wait_line(f"write to {shm.key}")
+        for _ in range(2):
+            done = shm.run("server", timeout=10)
+            assert (done.returncode, done.stderr.count("never got its value")) == (1, 1)
+        client.stop(signal.SIGINT)
+    assert "never got its value" in shm.run("server", timeout=10).stderr
+
+
+def test_a_lock_whose_creator_is_slow_is_waited_for_whatever_signals_come(make_pair):
+    shm = make_pair("sysv", "shm")
+    sysv_ipc.SharedMemory(shm.key, sysv_ipc.IPC_CREAT, 0o600, 4096).detach()
+    lock = sysv_ipc.Semaphore(~shm.key, sysv_ipc.IPC_CREX)
+    with Process(shm.argv("client"), stdin=subprocess.PIPE) as client:
+        client.type("text\n")
+        client.wait_line(f"write to {shm.key}")
+        until(lambda: waits_in(client.pid, "clock_nanosleep"))
+        for _ in range(3):
+            os.kill(client.pid, signal.SIGSTOP)
+            until(lambda: state(client.pid) == "T")
+            os.kill(client.pid, signal.SIGCONT)
+            until(lambda: waits_in(client.pid, "clock_nanosleep"))
+        lock.release()
+        client.stdin.close()
+        assert (client.wait(), client.err) == (0, [])
+
+
+LOCKING = """
+import sys, {script} as script
+segment = script.open_segment({thing!r})
+print("open", flush=True)
+with script.locked(segment, float(sys.argv[1])):
+    print("held")
+"""
+
+
+@contextlib.contextmanager
+def held(shm: Pair) -> Iterator[None]:
+    """The lock of a segment, by another."""
+    if shm.api == "posix":
+        with open(f"/dev/shm{shm.name}") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    else:
+        lock = sysv_ipc.Semaphore(~shm.key)
+        lock.acquire()
+        yield
+        lock.release()
+
+
+def locking(pair: Pair, limit: float) -> list[str]:
+    thing = pair.name if pair.api == "posix" else pair.key
+    code = LOCKING.format(script=pair.script("client"), thing=thing)
+    return [sys.executable, "-c", f"import sys; sys.path[0] = {str(SCRIPTS)!r}\n{code}", str(limit)]
+
+
+def test_a_waiter_that_is_stopped_past_its_limit_tries_once_more(make_pair):
+    """The lock is free when it goes on."""
+    shm = make_pair("sysv", "shm")
+    shm.client(stdin="text\n")
+    lock = sysv_ipc.Semaphore(~shm.key)
+    lock.acquire()
+    began = time.monotonic()
+    with Process(locking(shm, 2)) as process:
+        until(lambda: waits_in(process.pid, "semtimedop"))
+        os.kill(process.pid, signal.SIGSTOP)
+        until(lambda: state(process.pid) == "T")
+        started = time.monotonic()
+        lock.release()
+        until(lambda: time.monotonic() > started + 2.1)
+        os.kill(process.pid, signal.SIGCONT)
+        assert (process.wait(), process.out) == (0, ["open", "held"]), time.monotonic() - began
+
+
+@pytest.mark.parametrize("limit", [-1, -0.5, -1e-20, 0])
+def test_a_limit_that_is_over_takes_what_is_free_and_waits_for_nothing(shm, limit):
+    shm.client(stdin="text\n")
+    free = subprocess.run(locking(shm, limit), env=ENV, capture_output=True, text=True)
+    assert free.stdout == "open\nheld\n"
+    with held(shm):
+        busy = subprocess.run(locking(shm, limit), env=ENV, capture_output=True, text=True)
+    assert (busy.stdout, "TimeoutError: locked" in busy.stderr) == ("open\n", True)
+
+
 @needs("strace")
 def test_the_kernel_refuses_the_wait_itself(make_pair, tmp_path):
     """semop(2): ENOMEM, where there is no memory for what SEM_UNDO has to remember."""
@@ -315,12 +416,12 @@ def test_anothers_lock_is_refused_and_nothing_made(make_pair, run_as, valued):
     os.waitpid(pid, 0)
     done = run_as(shm, ALICE, "server")
     assert (done.returncode, f"uid {BOB}" in done.stderr) == (1, True)
+    for client in (run_as(shm, ALICE, "client"), shm.client(stdin="text\n")):  # root is let in
+        assert client.returncode == 1
+        assert "--clean" not in client.stderr
     with pytest.raises(sysv_ipc.ExistentialError):
         sysv_ipc.SharedMemory(shm.key)
-    if not valued:
-        done = run_as(shm, ALICE, "client")
-        assert done.returncode == 1
-        assert "--clean" not in done.stderr
+    assert sysv_ipc.Semaphore(~shm.key).mode == 0o666
 
 
 @root
