@@ -669,8 +669,11 @@ def test_a_notify_socket_that_does_not_answer_ends_no_server_and_hangs_none(pair
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_ctrl_c_while_the_imports_run_is_no_traceback(pair, side, tmp_path):
     module = argparse.__spec__.cached
-    argv = traced(tmp_path / "log", "openat", "signal=INT:when=1", pair.argv(side), module)
-    done = subprocess.run(argv, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    # musl opens files by open(2), which not every machine has.
+    argv = traced(tmp_path / "log", "?open,openat", "signal=INT:when=1", pair.argv(side), module)
+    done = subprocess.run(
+        argv, env=ENV, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30
+    )
     assert "Traceback" not in done.stderr
     assert done.returncode in (-signal.SIGINT, 130)
 
