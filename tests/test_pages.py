@@ -322,6 +322,31 @@ def test_ctrl_c_ends_a_program_that_waits_at_once(mine, name, make_pair):
     assert (done.returncode, semaphore.value) == (0, 3)
 
 
+def test_the_worker_outlives_what_is_no_job(mine, make_pair):
+    """Names at which posix_ipc crashes, text without end, and an asker who does not read."""
+    pair, answers = make_pair("posix", "msq"), make_pair("posix", "msq")
+    names = {'"/jobs"': f'"{pair.name}"', "timeout=5": "timeout=0"}
+    queue = posix_ipc.MessageQueue(answers.name, posix_ipc.O_CREX, max_messages=1)
+    job = json.dumps({"answer": answers.name, "path": "/etc/passwd"}).encode()
+    with Process([sys.executable, str(mine("worker.py", names))], cwd="/") as worker:
+        worker.wait_line("waiting for jobs")
+        jobs = posix_ipc.MessageQueue(pair.name)
+        before = open_files(worker.pid)
+        for body in (rb'{"answer": "/a\u0000b"}', rb'{"answer": "/\ud800"}', b"[" * 8000, b"5"):
+            jobs.send(body)
+        jobs.send(json.dumps({"answer": answers.name, "path": 10**30}).encode())
+        for _ in range(3):  # for the second and the third there is no room
+            jobs.send(job)
+        until(lambda: jobs.current_messages == 0)
+        size = {"bytes": os.path.getsize("/etc/passwd")}
+        assert json.loads(queue.receive(20)[0]) == size
+        until(lambda: open_files(worker.pid) == before)
+        jobs.send(job)
+        assert json.loads(queue.receive(20)[0]) == size
+        assert worker.stop() == 0
+    assert sum(line.startswith("no answer:") for line in worker.out) == 7
+
+
 def open_files(pid: int) -> str:
     folder = Path(f"/proc/{pid}/fd")
     links = []
