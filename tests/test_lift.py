@@ -519,6 +519,67 @@ print(*ended)
     assert done.stdout.endswith("(30, None)\n")
 
 
+LIMITED = {
+    ("sem", "client"): "object = script.open_semaphore(thing, value=0)\n"
+    "def wait(limit): script.acquire(object, limit)",
+    ("shm", "server"): "object = script.open_segment(thing)\nhold()\n"
+    "def wait(limit): script.read_text(object, limit)",
+    ("shm", "client"): "object = script.open_segment(thing)\nhold()\n"
+    "def wait(limit): script.write_text(object, 'text', limit)",
+}
+HOLD = """
+import fcntl
+def hold():
+    global held
+    if api == "posix":
+        held = open(f"/dev/shm{thing}")
+        fcntl.flock(held, fcntl.LOCK_EX)
+    else:
+        held = package.Semaphore(~thing)
+        held.acquire()
+"""
+
+
+@pytest.mark.parametrize("timer", [0, 0.05], ids=["still", "signals"])
+@pytest.mark.parametrize("primitive, side", LIMITED)
+def test_a_limit_is_kept_whatever_signals_come(api, primitive, side, timer, make_pair, tmp_path):
+    """Not over too early, nor begun anew by each signal, nor spent in going round."""
+    code = f"""
+signal.signal(signal.SIGALRM, lambda number, frame: None)
+signal.setitimer(signal.ITIMER_REAL, {timer}, {timer})
+for limit in (0.3, 1.2):
+    began = time.monotonic()
+    spent = time.process_time()
+    try:
+        wait(limit)
+        print("not in vain")
+    except (package.BusyError, TimeoutError) as error:
+        took = time.monotonic() - began
+        assert limit - 0.01 < took < limit + 1, took
+        assert time.process_time() - spent < 0.2
+        print("busy" if "usy" in str(error) else "locked")
+"""
+    argv = program(make_pair(api, primitive), side, HOLD, LIMITED[primitive, side], code)
+    with Process(argv, env=home("cut", tmp_path)) as process:
+        process.wait(10)
+    assert (set(process.out), process.err) == ({"busy" if primitive == "sem" else "locked"}, [])
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_an_exception_under_the_lock_gives_it_back(api, side, make_pair, tmp_path):
+    code = """
+segment = script.open_segment(thing)
+try:
+    with script.locked(segment):
+        raise LookupError
+except LookupError:
+    with script.locked(script.open_segment(thing), 0):
+        print("free")
+"""
+    done = run(program(make_pair(api, "shm"), side, code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("free\n", "")
+
+
 WAIT = {
     "msq": "queue = script.open_queue(thing)\ndef wait(stop): list(script.messages(queue, stop))",
     "sem": "semaphore = script.open_semaphore(thing, value=0)\n"

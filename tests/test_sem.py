@@ -308,8 +308,18 @@ def test_a_client_that_waits_for_a_semaphore_that_is_removed(sem):
         until(lambda: waiting(client.pid))
         sem.remove()
         assert client.wait(5) == 1
-    assert len(client.err) == 1
-    assert client.err[0].startswith(f"{sem.script('client')}: {sem.thing}: ")
+    assert client.err == [f"{sem.script('client')}: {sem.thing}: the semaphore was removed"]
+
+
+def test_without_a_limit_it_waits_for_longer_than_any_step(sem):
+    sem.client("--value", 0)
+    began = time.monotonic()
+    with sem.start("client", "-w") as client:
+        until(lambda: waiting(client.pid))
+        until(lambda: time.monotonic() > began + 2)
+        assert client.popen.poll() is None
+        sem.client("-r")
+        assert client.wait() == 0
 
 
 def test_a_time_limit_survives_stop_and_continue(sem):

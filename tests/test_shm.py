@@ -142,6 +142,54 @@ def test_the_count_ends_the_server(shm):
     assert server.texts == [shm.start_line, "", "", "", shm.end_line]
 
 
+def test_the_count_is_of_readings_whether_they_are_printed_or_not(shm):
+    shm.client(stdin="text\n")
+    done = shm.run("server", "--changes", "-c3", "-i0.02", timeout=10)
+    assert (done.returncode, done.stdout.count("text")) == (0, 1)
+
+
+def test_a_write_cut_short_before_the_start_is_a_change_too(shm):
+    shm.client(stdin="text\n")
+    poke(shm, b"\x01", 4095)
+    assert "(incomplete write)" in shm.run("server", "--changes", "-c1", "-i0").stdout
+
+
+def test_a_server_says_who_keeps_the_lock_and_goes_on(shm):
+    """What it could not read is no reading, and no change of the text."""
+    shm.client(stdin="before\n")
+    with shm.server("--changes", "-i0.02") as server:
+        server.wait_line("before")
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(lock_held(shm))
+            with shm.start("server", "-c1", "-i0.02") as once:
+                until(lambda: server.err and once.err, "two complaints")
+                lock.close()
+                assert once.wait() == 0
+        assert once.texts == [shm.start_line, "before", shm.end_line]
+        shm.client(stdin="after\n")
+        server.wait_line("after")
+        server.stop()
+    assert server.texts[1:-1] == ["before", "after"]
+    number = shm.path.stat().st_ino if shm.api == "posix" else os.getpid()
+    said = {
+        "posix": f"locked: see `grep :{number} /proc/locks`",
+        "sysv": f"locked by process {number}",
+    }
+    assert set(server.err) == {f"{shm.script('server')}: {shm.thing}: {said[shm.api]}"}
+
+
+def test_a_lock_removed_under_who_waits_for_it(make_pair):
+    shm = make_pair("sysv", "shm")
+    shm.client(stdin="before\n")
+    lock = sysv_ipc.Semaphore(~shm.key)
+    lock.acquire()
+    with shm.start("client", stdin=subprocess.PIPE) as client:
+        client.type("after\n")
+        until(lambda: lock.waiting_for_nonzero)
+        lock.remove()
+        assert client.wait(4) == 1
+
+
 def test_the_size_of_a_new_segment(shm):
     with shm.server("--size", 10000):
         assert len(contents(shm)) == 10000
