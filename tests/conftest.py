@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 APIS = ("posix", "sysv")
 PRIMITIVES = ("msq", "shm", "sem")
+# What the C library puts before the name of the file of a POSIX semaphore; musl puts nothing.
+SEM = "sem." if platform.libc_ver()[0] == "glibc" else ""
 PAIRS = [(api, primitive) for api in APIS for primitive in PRIMITIVES]
 # The class of each pair's object.
 KINDS = {
@@ -379,7 +381,7 @@ class Pair:
 
     @property
     def path(self) -> Path:
-        prefix = "sem." if self.primitive == "sem" else ""
+        prefix = SEM if self.primitive == "sem" else ""
         return Path("/dev/shm") / f"{prefix}{self.name[1:]}"
 
     def remove(self) -> None:

@@ -23,6 +23,7 @@ from conftest import (
     PRIMITIVES,
     ROOT,
     SCRIPTS,
+    SEM,
     TITLE,
     Pair,
     Process,
@@ -236,7 +237,7 @@ def test_a_pair_makes_its_own_object_and_no_other(pair):
         == {
             ("posix", "msq"): [f"/dev/mqueue/{name}"],
             ("posix", "shm"): [f"/dev/shm/{name}"],
-            ("posix", "sem"): [f"/dev/shm/sem.{name}"],
+            ("posix", "sem"): [f"/dev/shm/{SEM}{name}"],
             ("sysv", "msq"): [f"msg {pair.key}"],
             ("sysv", "shm"): [f"shm {pair.key}", f"sem {~pair.key}"],
             ("sysv", "sem"): [f"sem {pair.key}"],
