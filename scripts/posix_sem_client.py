@@ -24,7 +24,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     """Make the semaphore, or open the one that is there; mode and value are a new one's."""
     with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
         posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # or it stays mapped
-        os.chmod(f"/dev/shm/sem.{name.lstrip('/')}", mode)  # sem_open(3) takes the umask off it
+        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off it
     return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,8 +53,9 @@ def protected_regular(value: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[Path]:
-    folder = Path("/tmp") / f"test-users-{os.getpid()}"
-    shutil.copytree(SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = Path(tempfile.mkdtemp(prefix="test-users-"))
+    no_cache = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(SCRIPTS, folder, ignore=no_cache, dirs_exist_ok=True)
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
