@@ -3,7 +3,8 @@
     sysv_shm_client.py              type lines; Ctrl-D ends it
     date | sysv_shm_client.py       the same from a pipe
 
-Shows shmget(2), shmat(2), a semaphore as the lock, and how to write so that none sees half a text.
+Shows shmget(2), shmat(2), a semaphore as the lock, and how to write whole texts: in UTF-8 from
+the first byte, a NUL after it unless it fills the segment, 0x01 last while it is written.
 Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 """
 
@@ -23,7 +24,6 @@ import sysv_ipc
 # --- the segment: these functions work in any program
 
 LIBC = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
-
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
