@@ -406,12 +406,18 @@ def test_a_demo_that_is_ended_at_any_moment_leaves_nothing(checkout, how):
         assert left_by_the_demo(output.decode()) == [], f"{how} {output!r}"
 
 
+def ended(child: pexpect.spawn) -> bool:
+    return not child.isalive()
+
+
 def test_the_terminal_of_a_demo_is_closed(checkout):
     for _ in range(rounds(2)):
         child = pexpect.spawn("make", ["demo"], cwd=str(checkout), env=ENV, encoding="utf-8")
         child.expect_exact(random.choice([f"{api}_{p}_server.py" for api, p in PAIRS]))
         output = child.before + child.after + child.read_nonblocking(1000, 5)
-        child.close(force=True)  # the kernel sends SIGHUP to what ran in the foreground
+        child.ptyproc.fileobj.close()  # the kernel sends SIGHUP to what ran in the foreground
+        child.closed = child.ptyproc.closed = True  # or pexpect ends what does not end in 0.1 s
+        until(functools.partial(ended, child), "the end of make")
         until(functools.partial(nothing_left, output), output)
 
 
