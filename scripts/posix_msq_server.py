@@ -102,8 +102,9 @@ def main() -> int:
     add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")
-    add("--max-messages", type=common.natural, metavar="N", help="room of a new one (default: 10)")
-    add("--max-message-size", type=common.natural, metavar="BYTES", help="in a new queue (8192)")
+    add("--max-messages", type=common.natural, metavar="N", help="a new one holds N (default: 10)")
+    how_long = "the longest message of a new queue (default: 8192)"
+    add("--max-message-size", type=common.natural, metavar="BYTES", help=how_long)
     add("--clean", action="store_true", help="remove the queue and exit")
     args = parser.parse_args()
     if not posix_ipc.MESSAGE_QUEUES_SUPPORTED:

@@ -99,7 +99,8 @@ def main() -> int:
     add("-r", "--release", action="store_true", help="give one back (default: take one)")
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    add("--value", type=common.number("0", "2147483647"), metavar="N", help="its first value (2)")
+    values = common.number("0", "2147483647")
+    add("--value", type=values, metavar="N", help="value of a new semaphore (default: 2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []

@@ -92,11 +92,13 @@ def main() -> int:
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-r", "--release", action="store_true", help="give back (default: take)")
     add("--zero", action="store_true", help="take none, but wait until the value is zero")
-    add("--by", type=common.number("1", "32767"), default=1, metavar="N", help="how many (1)")
+    how_many = "how many to take or give back (default: 1)"
+    add("--by", type=common.number("1", "32767"), default=1, metavar="N", help=how_many)
     add("--undo", action="store_true", help="let the kernel undo it at the exit (SEM_UNDO)")
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    add("--value", type=common.number("0", "32767"), metavar="N", help="its first value (2)")
+    values = common.number("0", "32767")
+    add("--value", type=values, metavar="N", help="value of a new semaphore (default: 2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []

@@ -195,6 +195,8 @@ def main() -> int:
     args = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("make mutants needs root, who may make namespaces for the tests")
+    if ROOT.is_relative_to("/tmp"):
+        sys.exit("make mutants gives the tests a /tmp of their own: have the checkout elsewhere")
     began = time.monotonic()
     paths = args.file or sorted(
         str(path.relative_to(ROOT)) for form in FILES for path in ROOT.glob(form)
