@@ -105,15 +105,19 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 # A client whose server has failed at once is not started.
 # Each message is shown once, by the server: the client of a queue is quiet, and the server of a
 # segment prints a text when it changes.
+# What is ended is the server and the last that was started, $!, which for a moment has no other
+# name. It is told twice, as it may still be a copy of the shell the first time, and miss it.
 .PHONY: $(PAIRS)
 $(PAIRS): setup
-	@exec 3<&0; server= client=; \
-	trap "trap '' INT TERM HUP; kill \$$client \$$server 2>/dev/null; wait" EXIT; \
-	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; \
+	@exec 3<&0; server= started=; \
+	finish() { trap '' INT TERM HUP; \
+	for time in first second; do kill $$server $${started:+$$!}; sleep 0.1; done; wait; }; \
+	trap 'finish 2>/dev/null' EXIT; \
+	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; started=yes; \
 	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \
 	kill -0 $$server 2>/dev/null || wait $$server || exit; \
-	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & client=$$!; \
-	wait $$client; status=$$?; client=; sleep 1; exit $$status
+	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & \
+	wait $$!; status=$$?; started=; sleep 1; exit $$status
 
 .PHONY: $(PAIRS:=-clean) clean
 $(PAIRS:=-clean): setup

@@ -24,11 +24,9 @@ import posix_ipc
 def open_queue(
     name: str, mode: int = 0o600, max_messages: int = 10, max_message_size: int = 8192
 ) -> "posix_ipc.MessageQueue":
-    """Make the queue, or open the one that is there, to receive from it.
-
-    The mode and the limits (the size in bytes) are those of a new queue. Raises PermissionError for
-    another user's queue, ValueError for a limit that is over the system's.
-    """
+    """Make the queue, or open the one that is there, to receive from it. The mode and the limits
+    (the size in bytes) are those of a new queue. Raises PermissionError for another user's queue,
+    ValueError for a limit that is over the system's."""
     limits = max_messages, max_message_size
     try:
         queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, *limits, write=False)
@@ -73,6 +71,7 @@ if __name__ == "__main__":
 
 import argparse
 import common
+import contextlib
 import itertools
 import json
 
@@ -82,6 +81,7 @@ CURES = {
     "number of files open": "or the queue is over RLIMIT_MSGQUEUE (`ulimit -q`)",
     "space for a new queue": "fs.mqueue.queues_max is the limit",
 }
+ENDS = (posix_ipc.ExistentialError, common.OutputError, MemoryError)
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
 
 
@@ -112,13 +112,13 @@ def main() -> int:
     mode = 0o600 if args.mode is None else args.mode
     try:
         if args.clean:
-            posix_ipc.unlink_message_queue(args.name)
-            common.put(f"removed {args.name}")
+            done = "nothing to remove:"
+            with contextlib.suppress(posix_ipc.ExistentialError):
+                posix_ipc.unlink_message_queue(args.name)
+                done = "removed"
+            common.put(f"{done} {args.name}")
             return 0
         queue = open_queue(args.name, mode, args.max_messages or 10, args.max_message_size or 8192)
-    except posix_ipc.ExistentialError:
-        common.put(f"nothing to remove: {args.name}")
-        return 0
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.name, error, CURES)
     common.compare(args.name, "--mode is", args.mode, os.fstat(queue.mqd).st_mode & 0o777, "o")
@@ -131,7 +131,7 @@ def main() -> int:
         for body in itertools.islice(messages(queue, stop), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.name}", to=2 if args.json else 1)
-    except (posix_ipc.ExistentialError, common.OutputError) as error:  # not of your work
+    except ENDS as error:  # and no error of your work
         return common.complain(args.name, error, CURES)
     return 0
 

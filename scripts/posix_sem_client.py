@@ -31,7 +31,8 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 def file_of(name: str) -> str:
     """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
     path = f"/dev/shm/sem.{name.lstrip('/')}"
-    return path if os.path.exists(path) else path.replace("sem.", "", 1)
+    musl = path.replace("sem.", "", 1)  # with the GNU C library that is a segment, of another size
+    return path if os.path.exists(path) or os.path.getsize(musl) not in (16, 32) else musl
 
 
 def removed(semaphore: posix_ipc.Semaphore) -> bool:
@@ -43,18 +44,17 @@ def removed(semaphore: posix_ipc.Semaphore) -> bool:
 
 
 def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: Sized = ()) -> None:
-    """Take one, in any thread; while there is none, wait so many seconds (None: for ever). Raises
-    posix_ipc.BusyError then, InterruptedError for `stop`, posix_ipc.ExistentialError: removed."""
+    """Take one, in any thread, within so many seconds (None: for ever). Raises posix_ipc.BusyError,
+    posix_ipc.ExistentialError: removed, InterruptedError: `stop`. Drops what a handler raises."""
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
         if removed(semaphore):
             raise posix_ipc.ExistentialError("the semaphore was removed")
-        try:
+        with contextlib.suppress(posix_ipc.BusyError, posix_ipc.SignalError):  # a handler has run
             semaphore.acquire(max(0, min(end - time.monotonic(), 0.9)))  # no removal ends it
             return
-        except (posix_ipc.BusyError, posix_ipc.SignalError):  # or a handler has run
-            if time.monotonic() >= end and not stop:
-                raise posix_ipc.BusyError("Semaphore is busy") from None
+        if time.monotonic() >= end and not stop:
+            raise posix_ipc.BusyError("Semaphore is busy")
     raise InterruptedError("stopped")
 
 
@@ -99,8 +99,7 @@ def main() -> int:
     add("-r", "--release", action="store_true", help="give one back (default: take one)")
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    values = common.number("0", "2147483647")
-    add("--value", type=values, metavar="N", help="value of a new semaphore (default: 2)")
+    add("--value", type=common.number("0", "2147483647"), help="of a new semaphore (default: 2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
@@ -125,8 +124,9 @@ def main() -> int:
             try:
                 return hold(command, heeded, stop)
             finally:
-                if not removed(semaphore):
-                    semaphore.release()
+                with contextlib.suppress(FileNotFoundError):  # it was removed
+                    if os.stat(file_of(args.name)).st_size in (16, 32):  # else sem_post(3) dies
+                        semaphore.release()
         CURES[""] = "the value has changed all the same"  # what fails now is the output
         common.put(f"semaphore: {semaphore.value}")
     except InterruptedError:

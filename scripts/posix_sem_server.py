@@ -103,18 +103,15 @@ def main() -> int:
     args = parser.parse_args()
     if not posix_ipc.SEMAPHORE_VALUE_SUPPORTED:
         return common.complain(args.name, "this system does not tell the value of a semaphore")
-    try:
-        if args.clean:
-            posix_ipc.unlink_semaphore(args.name)
-            common.put(f"removed {args.name}")
-            return 0
-    except posix_ipc.ExistentialError:
-        common.put(f"nothing to remove: {args.name}")
-        return 0
-    except (posix_ipc.Error, OSError, ValueError) as error:
-        return common.complain(args.name, error, CURES)
     mode = 0o600 if args.mode is None else args.mode
     try:
+        if args.clean:
+            done = "nothing to remove:"
+            with contextlib.suppress(posix_ipc.ExistentialError):
+                posix_ipc.unlink_semaphore(args.name)
+                done = "removed"
+            common.put(f"{done} {args.name}")
+            return 0
         semaphore = open_semaphore(args.name, mode, 2 if args.value is None else args.value)
         there = os.stat(file_of(args.name)).st_mode & 0o777
         common.compare(args.name, "--mode is", args.mode, there, "o")

@@ -24,7 +24,6 @@ import posix_ipc
 # --- the segment: these functions work in any program
 
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
-STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
@@ -37,6 +36,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
     if file.st_size == 0 and file.st_uid == os.geteuid():
         with locked(segment):
             if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
                 os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
                 os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
     for _ in range(100):
@@ -83,7 +83,8 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
+            # In the try, as a signal handler of the program may raise.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             os.pwrite(segment.fd, WRITING, size - 1)
             os.pwrite(segment.fd, first, 0)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)

@@ -36,6 +36,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
     if os.fstat(segment.fd).st_size == 0:
         with locked(segment):
             if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
                 os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
                 os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
     return segment

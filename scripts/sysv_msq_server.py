@@ -48,10 +48,12 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
             body, _type = queue.receive(block=False, type=msgtyp)
         except sysv_ipc.BusyError:  # there is none: wait 0.9 s (and 0.1 s, if that rang too early)
             began = time.monotonic()
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
+            rang = signal.SIGALRM in signal.sigpending()  # which the program has not seen yet
             handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
-            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-            left, interval = signal.getitimer(signal.ITIMER_REAL)
-            signal.setitimer(signal.ITIMER_REAL, min(0.9, left or 0.9), 0.1)
+            signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
             try:
                 body, _type = queue.receive(type=msgtyp)
             except sysv_ipc.Error:  # the alarm rang; or it is an error that comes again above
@@ -60,7 +62,9 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, handler)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                if left:  # a timer of the program's own, which goes on
+                if rang:
+                    os.kill(os.getpid(), signal.SIGALRM)
+                if left:  # the program's timer goes on
                     left = max(left - (time.monotonic() - began), 1e-6)
                     signal.setitimer(signal.ITIMER_REAL, left, interval)
         yield body
@@ -83,6 +87,7 @@ CURES = {
     "Permission denied": "`ipcs -q` shows owner and mode",
     "system limit": "kernel.msgmni is the limit",
 }
+ENDS = (sysv_ipc.ExistentialError, sysv_ipc.PermissionsError, common.OutputError, MemoryError)
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
 
 
@@ -110,23 +115,23 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.clean:
-            sysv_ipc.MessageQueue(args.key, mode=0).remove()
-            common.put(f"removed {args.key}")
+            done = "nothing to remove:"
+            with contextlib.suppress(sysv_ipc.ExistentialError):
+                sysv_ipc.MessageQueue(args.key, mode=0).remove()
+                done = "removed"
+            common.put(f"{done} {args.key}")
             return 0
         queue = open_queue(args.key, 0o600 if args.mode is None else args.mode)
-    except sysv_ipc.ExistentialError:
-        common.put(f"nothing to remove: {args.key}")
-        return 0
+        common.compare(args.key, "--mode is", args.mode, queue.mode & 0o777, "o")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.key, error, CURES)
-    common.compare(args.key, "--mode is", args.mode, queue.mode & 0o777, "o")
     stop = common.stop_signals()
     try:
         common.ready(f"start message queue server: {args.key}", to=2 if args.json else 1)
         for body in itertools.islice(messages(queue, stop, args.type), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.key}", to=2 if args.json else 1)
-    except (sysv_ipc.ExistentialError, sysv_ipc.PermissionsError, common.OutputError) as error:
+    except ENDS as error:  # and no error of your work
         return common.complain(args.key, error, CURES)
     return 0
 

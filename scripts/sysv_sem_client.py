@@ -97,8 +97,7 @@ def main() -> int:
     add("--undo", action="store_true", help="let the kernel undo it at the exit (SEM_UNDO)")
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
-    values = common.number("0", "32767")
-    add("--value", type=values, metavar="N", help="value of a new semaphore (default: 2)")
+    add("--value", type=common.number("0", "32767"), help="of a new semaphore (default: 2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []

@@ -94,18 +94,15 @@ def main() -> int:
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new semaphore (default: 600)")
     add("--clean", action="store_true", help="remove the semaphore and exit")
     args = parser.parse_args()
-    try:
-        if args.clean:
-            sysv_ipc.Semaphore(args.key, mode=0).remove()
-            common.put(f"removed {args.key}")
-            return 0
-    except sysv_ipc.ExistentialError:
-        common.put(f"nothing to remove: {args.key}")
-        return 0
-    except (sysv_ipc.Error, OSError) as error:
-        return common.complain(args.key, error, CURES)
     mode = 0o600 if args.mode is None else args.mode
     try:
+        if args.clean:
+            done = "nothing to remove:"
+            with contextlib.suppress(sysv_ipc.ExistentialError):
+                sysv_ipc.Semaphore(args.key, mode=0).remove()
+                done = "removed"
+            common.put(f"{done} {args.key}")
+            return 0
         semaphore = open_semaphore(args.key, mode, 2 if args.value is None else args.value)
         common.compare(args.key, "--mode is", args.mode, semaphore.mode & 0o777, "o")
         common.compare(args.key, "--value is now", args.value, semaphore.value)

@@ -25,7 +25,6 @@ import sysv_ipc
 
 LIBC = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
-STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
@@ -47,7 +46,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock ~KEY (not twice). Raises TimeoutError; sysv_ipc.Error when it has no value."""
+    """Hold the lock ~KEY, once. TimeoutError; sysv_ipc.Error: no value. Handlers must not raise."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
@@ -84,7 +83,8 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
+            # In the try, as a signal handler of the program may raise.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             segment.write(WRITING, size - 1)
             segment.write(first)
             segment.write(data[size - 1 :] or b"\0", size - 1)

@@ -4,9 +4,11 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import pty
+import resource
 import shlex
 import shutil
 import signal
@@ -734,3 +736,50 @@ def test_made_while_another_removes(make_pair, api, primitive):
             with contextlib.suppress(sysv_ipc.Error):
                 pair.remove()
         assert (opener.wait(), opener.err) == (0, [])
+
+
+@needs("strace")
+def test_it_is_given_back_though_no_file_can_be_opened(make_pair, tmp_path):
+    """The client looks at its mappings twice; from then on there is no room for open files."""
+    pair = make_pair("posix", "sem")
+    argv = pair.argv("client", "--", "sh", "-c", "exit 7")
+    refused = traced(tmp_path / "log", "openat", "error=ENFILE:when=3+", argv, "/proc/self/maps")
+    assert subprocess.run(refused, env=ENV, timeout=30).returncode == 7
+    assert posix_ipc.Semaphore(pair.name).value == 2
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_fifo_in_place_of_a_segment_stays_as_it_is(make_pair, side):
+    pair = make_pair("posix", "shm")
+    os.mkfifo(pair.path)
+    pair.path.chmod(0o644)
+    done = pair.run(side)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{pair.script(side)}: {pair.name}: Illegal seek\n"
+    assert pair.path.stat().st_mode & 0o777 == 0o644
+
+
+@needs("strace")
+def test_a_queue_that_is_removed_before_the_start_line(make_pair, tmp_path):
+    """After the server has seen that it is its own, and before it looks at the mode."""
+    pair = make_pair("sysv", "msq")
+    with halted(tmp_path / "log", "msgctl", 2, pair.argv("server")) as (server, go_on):
+        pair.remove()
+        go_on()
+        assert server.wait() == 1
+    assert server.out == []
+    assert server.err == [f"sysv_msq_server: {pair.key}: The queue no longer exists"]
+
+
+def test_a_server_that_gets_no_memory_for_a_message(make_pair):
+    """It makes room for one of 16 MiB, the longest that it takes."""
+    pair = make_pair("sysv", "msq")
+    with pair.server() as server:
+        until(lambda: waits_in(server.popen.pid, "msgrcv"))
+        pages = int(Path(f"/proc/{server.popen.pid}/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGESIZE") - 2**23
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_AS, (limit, limit))
+    with pair.server(preexec_fn=limited) as server:
+        assert server.wait() == 1
+    assert server.out == [pair.start_line]
+    assert server.err == [f"sysv_msq_server: {pair.key}: Out of memory"]

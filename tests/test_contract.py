@@ -552,11 +552,13 @@ def test_standard_input_and_output_may_be_closed(pair):
         assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_is_one_line(pair):
+@pytest.mark.parametrize("options", [[], ["--clean"]])
+def test_a_full_disk_is_one_line(pair, options):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            pair.argv("server"), stdout=full, stderr=subprocess.PIPE, text=True, env=ENV, timeout=20
-        )
+            pair.argv("server", *options),
+            stdout=full, stderr=subprocess.PIPE, text=True, env=ENV, timeout=20,
+        )  # fmt: skip
     assert done.stderr.startswith(f"{pair.script('server')}: {pair.thing}: No space left on device")
     assert len(done.stderr.splitlines()) == 1
     assert done.returncode == 1

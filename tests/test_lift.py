@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sysv_ipc
 from conftest import CALLS, ENV, SCRIPTS, Pair, Process, until
 
 CUT = "# --- the command line"
@@ -611,11 +612,13 @@ print(len(late), "times", "on time" if min(late) < 0.4 else late)
     assert (done.stdout, done.stderr) == ("2 times on time\n", "")
 
 
+@pytest.mark.parametrize("pending", ["", "os.kill(os.getpid(), signal.SIGALRM)"])
 @pytest.mark.parametrize("primitive", ["msq", "sem"])
-def test_a_wait_where_the_program_has_blocked_sigalrm(api, primitive, make_pair, tmp_path):
-    """The wait ends all the same, and the signal is blocked as before."""
-    code = """
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+def test_a_wait_where_the_program_has_blocked_sigalrm(api, primitive, pending, make_pair, tmp_path):
+    """The wait ends all the same, and the signal is blocked as before, and pending if it was."""
+    code = f"""
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGALRM}})
+{pending}
 stop = []
 threading.Timer(0.1, stop.append, [1]).start()
 before = state()
@@ -631,3 +634,24 @@ print("ended")
     with Process(argv, env=home("cut", tmp_path)) as process:
         process.wait(5)
         assert (process.out, process.err) == (["ended"], [])
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_lock_that_was_left_gets_the_mode_of_the_segment(make_pair, side, tmp_path):
+    """Whoever may write to the new segment may lock it."""
+    pair = make_pair("sysv", "shm")
+    lock = sysv_ipc.Semaphore(~pair.key, sysv_ipc.IPC_CREX, 0o600)
+    lock.release()
+    done = run(program(pair, side, "script.open_segment(thing, 0o666)"), home("cut", tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lock.mode & 0o777 == 0o666
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_segment_is_not_taken_for_a_semaphore(make_pair, side, tmp_path):
+    """Where its name would be that of a semaphore with the musl C library."""
+    segment, semaphore = make_pair("posix", "shm"), make_pair("posix", "sem")
+    segment.client()
+    semaphore.name = segment.name
+    done = run(program(semaphore, side, "print(script.file_of(thing))"), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == (f"/dev/shm/sem.{segment.name[1:]}\n", "")

@@ -406,6 +406,30 @@ def test_a_demo_that_is_ended_at_any_moment_leaves_nothing(checkout, how):
         assert left_by_the_demo(output.decode()) == [], f"{how} {output!r}"
 
 
+def children(pid: int) -> list[int]:
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+@needs("strace")
+def test_a_pair_that_is_ended_while_it_starts(checkout, make_pair, tmp_path):
+    """The shell has started the server, and has not yet been told its number."""
+    pair = make_pair("sysv", "msq")
+    done = make(checkout, "-n", "sysv-msq", f"KEY={pair.key}")
+    recipe = done.stdout[done.stdout.index("exec 3<&0") :]
+    calls = "/^(clone|clone3|fork)$"
+    late = ["-e", f"trace={calls}", "-e", f"inject={calls}:delay_exit=500000:when=1"]
+    strace = subprocess.Popen(
+        ["strace", "-q", "-o", "/dev/null", *late, "sh", "-c", recipe],
+        cwd=checkout, env=ENV, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: any(children(shell) for shell in children(strace.pid)))
+    os.kill(children(strace.pid)[0], signal.SIGTERM)
+    assert strace.wait(20) in (143, -signal.SIGTERM)  # strace ends as the shell does
+    with pytest.raises(ProcessLookupError):
+        os.killpg(strace.pid, 0)
+
+
 def ended(child: pexpect.spawn) -> bool:
     return not child.isalive()
 
