@@ -147,10 +147,12 @@ is-set-up = cmp -s requirements.txt $(venv)/.setup && \
 	$(python) -c 'import posix_ipc, sysv_ipc' 2>/dev/null
 # Only one at a time: the lock is on the open file 9, and lasts as long as the shell.
 lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
-# pip writes a RECORD last, so a pip without it is one that was interrupted; of a package that pip
-# left half-way it would say that it is there already, unless it is told to install it again.
+# A pip that lacks a file, or the end of one, is what was left of a setup that was interrupted. Of a
+# package that pip left half-way it would say that it is there already, unless it is told to install
+# it again.
 has-pip = $(python) -c 'import importlib.metadata as m, sys; \
-	sys.exit(sys.version_info < (3, 10) or not m.distribution("pip").read_text("RECORD"))' 2>/dev/null
+	whole = all(f.locate().stat().st_size == f.size for f in m.files("pip") if f.size); \
+	sys.exit(sys.version_info < (3, 10) or not whole)' 2>/dev/null
 pip = -m pip install --quiet --disable-pip-version-check --no-input -r
 pip-install = $(python) $(pip)
 
