@@ -147,11 +147,11 @@ is-set-up = cmp -s requirements.txt $(venv)/.setup && \
 	$(python) -c 'import posix_ipc, sysv_ipc' 2>/dev/null
 # Only one at a time: the lock is on the open file 9, and lasts as long as the shell.
 lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
-# A pip that lacks a file, or the end of one, is what was left of a setup that was interrupted. Of a
-# package that pip left half-way it would say that it is there already, unless it is told to install
-# it again.
+# What pip writes last are INSTALLER and, before version 26, RECORD: a pip without one of them is one
+# that was interrupted. Of a package that pip left half-way it would say that it is there already,
+# unless it is told to install it again.
 has-pip = $(python) -c 'import importlib.metadata as m, sys; \
-	whole = all(f.locate().stat().st_size == f.size for f in m.files("pip") if f.size); \
+	whole = all(map(m.distribution("pip").read_text, ["INSTALLER", "RECORD"])); \
 	sys.exit(sys.version_info < (3, 10) or not whole)' 2>/dev/null
 pip = -m pip install --quiet --disable-pip-version-check --no-input -r
 pip-install = $(python) $(pip)
