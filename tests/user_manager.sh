@@ -7,8 +7,8 @@ uid=$1
 home=$2
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/systemd/system /run/systemd/{unit-root,mount-rootfs} /run/systemd/journal /run/log/journal \
-    "/run/user/$uid"
+mkdir -p /run/systemd/system /run/systemd/unit-root /run/systemd/mount-rootfs \
+    /run/systemd/journal /run/log/journal "/run/user/$uid"
 chown "$uid:$uid" "/run/user/$uid"
 chmod 700 "/run/user/$uid"
 mount -t tmpfs -o mode=1777 tmpfs /dev/shm
