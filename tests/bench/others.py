@@ -1,7 +1,7 @@
 """The other ways from process to process in Python that `make bench` puts beside the scripts.
 
 others.py messages WAY server|client PATH COUNT [loud]
-                             WAY is queue, pipe, socket, zeromq, redis or redis-100
+                             WAY is queue, pipe, socket, seqpacket, zeromq, redis or redis-100
 others.py text WAY reader|writer PATH COUNT
                              WAY is shared_memory, mmap, redis, or the scripts' posix or sysv
 others.py semaphore WAY PATH COUNT
@@ -10,8 +10,7 @@ others.py hold WAY PATH      takes a semaphore, prints a line, and keeps it
 
 The messages are the same JSON, and each is decoded and printed as the scripts do it, one write(2)
 a message. A `loud` client prints the number of each message when the call that sends it has
-returned, and waits for a line of standard input after the first. A queue and a pipe of
-multiprocessing have no name: client and server are one program.
+returned. A queue and a pipe of multiprocessing have no name: client and server are one program.
 """
 
 import contextlib
@@ -28,10 +27,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, shared_memory
+from typing import Any
 
 Send = Callable[[bytes], object]
 Receive = Callable[[], bytes]
+Text = tuple[Callable[[], str], Callable[[str], object]]  # what reads it, and what writes it
 
+decode = json.JSONDecoder().decode  # json.loads() asks for the encoding first
 clock = functools.lru_cache(1)(lambda now: time.strftime("%H:%M:%S", time.localtime(now)))
 
 
@@ -43,18 +45,36 @@ def line(text: str) -> None:
 # --- messages
 
 
-def socket_server(path: str) -> Receive:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def socket_at(path: str, kind: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, kind)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # of a server that was killed
     sock.bind(path)
-    return lambda: sock.recv(8192)
+    return sock
 
 
-def socket_client(path: str) -> Send:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def socket_server(path: str) -> Receive:
+    sock = socket_at(path, socket.SOCK_DGRAM)
+    os.write(1, b"start\n")
+    return functools.partial(sock.recv, 8192)
+
+
+def socket_client(path: str, kind: int = socket.SOCK_DGRAM) -> Send:
+    sock = socket.socket(socket.AF_UNIX, kind)
     sock.connect(path)
     return sock.send
+
+
+def seqpacket_server(path: str) -> Receive:
+    """With a connection for each client. There is one here."""
+    sock = socket_at(path, socket.SOCK_SEQPACKET)
+    sock.listen()
+    os.write(1, b"start\n")
+    return functools.partial(sock.accept()[0].recv, 8192)
+
+
+def seqpacket_client(path: str) -> Send:
+    return socket_client(path, socket.SOCK_SEQPACKET)
 
 
 def zeromq_server(path: str) -> Receive:
@@ -66,6 +86,7 @@ def zeromq_server(path: str) -> Receive:
     # LINGER, which is without end by default, cannot help that.
     sock.setsockopt(zmq.RCVHWM, 0)
     sock.bind(f"ipc://{path}")
+    os.write(1, b"start\n")
     return sock.recv
 
 
@@ -77,56 +98,66 @@ def zeromq_client(path: str) -> Send:
     return sock.send
 
 
-def redis_of(path: str):
+def redis_at(path: str) -> Callable[..., Any]:
+    """A command and its answer, by one connection: redis.Redis would take one from its pool."""
     import redis
 
-    return redis.Redis(unix_socket_path=f"{path}.redis")
+    connection = redis.UnixDomainSocketConnection(path=f"{path}.redis", socket_timeout=None)
+
+    def ask_redis(*words: str | bytes | int) -> Any:
+        connection.send_command(*words)
+        return connection.read_response()
+
+    return ask_redis
 
 
 def redis_server(path: str) -> Receive:
-    database = redis_of(path)
-    return lambda: database.blpop("queue")[1]
+    ask_redis = redis_at(path)
+    os.write(1, b"start\n")
+    return lambda: ask_redis("BLPOP", "queue", 0)[1]
 
 
 def redis_client(path: str) -> Send:
-    database = redis_of(path)
-    return lambda body: database.rpush("queue", body)
+    return functools.partial(redis_at(path), "RPUSH", "queue")
 
 
 def redis_100_server(path: str) -> Receive:
     """Whatever waits, up to 100 messages a round trip."""
-    database = redis_of(path)
-    taken: Iterator[bytes] = iter(())
+    ask_redis = redis_at(path)
 
-    def receive() -> bytes:
-        nonlocal taken
-        for body in taken:
-            return body
-        _name, bodies = database.blmpop(0, 1, "queue", direction="LEFT", count=100)
-        taken = iter(bodies)
-        return next(taken)
+    def bodies() -> Iterator[bytes]:
+        while True:
+            yield from ask_redis("BLMPOP", 0, 1, "queue", "LEFT", "COUNT", 100)[1]
 
-    return receive
+    os.write(1, b"start\n")
+    return bodies().__next__
 
 
 def redis_100_client(path: str) -> Send:
-    """100 messages a round trip: each waits for the hundredth."""
-    database = redis_of(path)
+    """100 messages a round trip: each waits for the hundredth, the last ones for the end."""
+    ask_redis = redis_at(path)
     waiting: list[bytes] = []
+
+    def flush() -> None:
+        if waiting:
+            ask_redis("RPUSH", "queue", *waiting)
+            waiting.clear()
 
     def send(body: bytes) -> None:
         waiting.append(body)
         if len(waiting) == 100:
-            database.rpush("queue", *waiting)
-            waiting.clear()
+            flush()
 
+    at_end.append(flush)
     return send
 
 
+at_end: list[Callable[[], object]] = []  # what a client does when it has no more to send
+
+
 def serve(receive: Receive, count: int) -> None:
-    os.write(1, b"start\n")
     for _ in range(count):
-        line(repr(json.loads(receive())))
+        line(repr(decode(receive().decode())))
 
 
 def ask(send: Send, count: int, loud: bool) -> None:
@@ -134,8 +165,8 @@ def ask(send: Send, count: int, loud: bool) -> None:
         send(json.dumps({"count": number}).encode())
         if loud:
             os.write(2, b"%d\n" % number)
-        if loud and number == 1:
-            input()  # until the server has been stopped
+    for finish in at_end:
+        finish()
     if loud:
         time.sleep(1000)  # until it is killed: what it sent is all that counts
 
@@ -179,71 +210,79 @@ def messages(way: str, side: str, path: str, count: str, *loud: str) -> None:
 ROOM = 2**20 + 8
 
 
-def redis_text(path: str) -> tuple[Callable[[], bytes], Send]:
-    database = redis_of(path)
-    return lambda: database.get("text") or b"", lambda text: database.set("text", text)
+def redis_text(path: str) -> Text:
+    ask_redis = redis_at(path)
+
+    def read() -> str:
+        return (ask_redis("GET", "text") or b"").decode()
+
+    return read, functools.partial(ask_redis, "SET", "text")
 
 
-def mmap_text(path: str) -> tuple[Callable[[], bytes], Send]:
+def mmap_text(path: str) -> Text:
     """A file in memory that both map: its length, then the text, under flock(2)."""
-    file = open(path, "a+b")
-    file.truncate(ROOM)
-    return mapped_text(mmap.mmap(file.fileno(), ROOM), lambda: flock(file.fileno()))
+    lock = Flock(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    os.ftruncate(lock, ROOM)
+    return mapped_text(mmap.mmap(lock, ROOM), lock)
 
 
-def posix_text(name: str) -> tuple[Callable[[], bytes], Send]:
+def posix_text(name: str) -> Text:
     return script_text("posix", name)
 
 
-def sysv_text(key: str) -> tuple[Callable[[], bytes], Send]:
+def sysv_text(key: str) -> Text:
     return script_text("sysv", int(key))
 
 
-def script_text(api: str, thing: object) -> tuple[Callable[[], bytes], Send]:
+def script_text(api: str, thing: object) -> Text:
     """The functions of the two scripts, from the folder that PYTHONPATH names."""
     client = importlib.import_module(f"{api}_shm_client")
     server = importlib.import_module(f"{api}_shm_server")
     segment = server.open_segment(thing)
-    return (
-        lambda: server.read_text(segment).encode(),
-        lambda text: client.write_text(segment, text.decode()),
+    return functools.partial(server.read_text, segment), functools.partial(
+        client.write_text, segment
     )
 
 
-@contextlib.contextmanager
-def flock(descriptor: int) -> Iterator[None]:
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+class Flock(int):
+    """A descriptor that is locked in a `with` statement."""
+
+    def __enter__(self) -> None:
+        fcntl.flock(self, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self, fcntl.LOCK_UN)
+
+
+LENGTH = struct.Struct("q")
 
 
 def mapped_text(
-    memory: "mmap.mmap | memoryview", lock: Callable[[], contextlib.AbstractContextManager[object]]
-) -> tuple[Callable[[], bytes], Send]:
-    def read() -> bytes:
-        with lock():
-            length = struct.unpack_from("q", memory)[0]
-            return bytes(memory[8 : 8 + length])
+    memory: "mmap.mmap | memoryview", lock: contextlib.AbstractContextManager[object]
+) -> Text:
+    def read() -> str:
+        with lock:
+            (length,) = LENGTH.unpack_from(memory)
+            return str(memory[8 : 8 + length], "utf-8")
 
-    def write(text: bytes) -> None:
-        with lock():
-            struct.pack_into("q", memory, 0, len(text))
-            memory[8 : 8 + len(text)] = text
+    def write(text: str) -> None:
+        data = text.encode()
+        with lock:
+            LENGTH.pack_into(memory, 0, len(data))
+            memory[8 : 8 + len(data)] = data
 
     return read, write
 
 
-def read_texts(read: Callable[[], bytes], count: int) -> None:
+def read_texts(read: Callable[[], str], count: int) -> None:
     os.write(1, b"start\n")
     for _ in range(count):
-        line(read().decode())
+        line(read())
 
 
-def write_texts(write: Send) -> None:
-    for text in sys.stdin.buffer:
-        write(text.rstrip(b"\n"))
+def write_texts(write: Callable[[str], object]) -> None:
+    for text in sys.stdin:
+        write(text.rstrip("\n"))
 
 
 def shared_memory_text(side: str, name: str, count: int) -> None:
@@ -251,7 +290,7 @@ def shared_memory_text(side: str, name: str, count: int) -> None:
     context = multiprocessing.get_context("fork")
     memory = shared_memory.SharedMemory(name, create=True, size=ROOM)
     lock = context.Lock()
-    read, write = mapped_text(memory.buf, lambda: lock)
+    read, write = mapped_text(memory.buf, lock)
     if side == "both":  # one program; a writer that may be killed, and then one reading
         writer = context.Process(target=write_texts, args=(write,))
         writer.start()
@@ -259,7 +298,7 @@ def shared_memory_text(side: str, name: str, count: int) -> None:
         writer.join()
         read_texts(read, count)
     elif side == "reader":
-        write(b"twenty bytes of text")
+        write("twenty bytes of text")
         read_texts(read, count)
     else:
         write_texts(write)
