@@ -62,7 +62,7 @@ def nothing_left(pid: int) -> None:
     [
         ("messages", "bench-"),
         ("delay", "posix_msq_server"),
-        ("texts", "posix_shm_client"),
+        ("texts", "others.py text"),
         ("semaphores", "others.py semaphore"),
         ("idle", "sysv_sem_server"),
     ],

@@ -9,6 +9,7 @@ by killing it. Nothing needs root, and nothing is left behind. README.md has the
 
 import argparse
 import contextlib
+import fcntl
 import functools
 import itertools
 import multiprocessing
@@ -16,8 +17,10 @@ import os
 import platform
 import random
 import re
+import select
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -139,18 +142,22 @@ def clean(variant: Variant, primitive: str) -> None:
 
 
 @contextlib.contextmanager
-def redis(path: Path) -> Iterator[bool]:
-    """A server of this run's own, without a port and without a file, where there is one."""
+def redis(path: Path) -> Iterator[set[str]]:
+    """A server of this run's own, without a port and without a file, and the ways that it has."""
     global redis_pid  # noqa: PLW0603
     program = shutil.which("redis-server")
     if not program:
-        yield False
+        yield set()
         return
     options = ["--port", "0", "--unixsocket", f"{path}.redis", "--save", "", "--appendonly", "no"]
     server = start([program, *options, "--dir", str(folder)])
     redis_pid = server.pid
     until(Path(f"{path}.redis").exists)
-    yield True
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(f"{path}.redis")
+        asking.sendall(b"BLMPOP\r\n")
+        old = b"unknown command" in asking.recv(4096)
+    yield {"redis"} if old else {"redis", "redis-100"}
     server.terminate()
     server.wait()
 
@@ -185,10 +192,12 @@ def show_chart(title: str, bars: dict[str, float], unit: str) -> None:
 
 # --- messages
 
+QLEN = Path("/proc/sys/net/unix/max_dgram_qlen")  # how many datagrams wait, at most
 WAYS = {
     "queue": "multiprocessing.Queue",
     "pipe": "multiprocessing.Pipe",
-    "socket": "Unix datagram socket",
+    "socket": f"Unix datagram socket, max_dgram_qlen {QLEN.read_text().strip()}",
+    "seqpacket": "Unix socket, SOCK_SEQPACKET",
     "zeromq": "ZeroMQ PUSH/PULL, ipc://",
     "redis": "Redis list",
     "redis-100": "Redis list, 100 a round trip",
@@ -249,15 +258,16 @@ def other_rate(variant: Variant, way: str) -> float:
 
 
 class Killed:
-    """What is lost of the messages sent, when a side is killed while messages wait.
+    """What is lost of the messages sent, when a side is killed between two messages of many.
 
-    When the first message has been printed, the server is stopped, and the client sends until there
-    is no more room. Then a side is killed, or both, and the server goes on, or a new one starts.
-    What counts as sent is what the call that sends it has returned for.
+    The server prints into a pipe, which is read here: as fast as can be, or a line a millisecond,
+    which makes the server as slow once the pipe is full, and stops no thread of anybody. A side is
+    killed, or both are, when a random number of lines has been read; then the server goes on, or a
+    new one starts. What counts as sent is what the call that sends it has returned for.
     """
 
-    def __init__(self, variant: Variant, way: str, count: int = 2050) -> None:
-        self.count, self.way, self.sent, self.out = count, way, folder / "sent", folder / "out"
+    def __init__(self, variant: Variant, way: str, count: int = 6000) -> None:
+        self.count, self.way, self.sent = count, way, folder / "sent"
         if way in APIS:
             self.server_argv = variant.script(way, "msq", "server")
             self.client_argv = variant.script(way, "msq", "client", "--stdin")
@@ -266,71 +276,74 @@ class Killed:
             self.server_argv = [*argv, "server", str(folder / "way"), "1000000"]
             self.client_argv = [*argv, "client", str(folder / "way"), str(count), "loud"]
         self.variant = variant
+        self.lines = folder / "lines-counted"
+        self.lines.write_text("".join(f'{{"count": {n}}}\n' for n in range(1, count + 1)))
 
     def start_server(self) -> int:
-        before = self.out.read_text().count("start")
-        with self.out.open("ab") as file:
-            self.processes.append(start(self.server_argv, stdout=file, stderr=-3))
-        until(lambda: self.out.read_text().count("start") > before)
+        self.processes.append(start(self.server_argv, stdout=self.write_end, stderr=-3))
+        before = self.out.count(b"start")
+        until(lambda: self.read(0.01) and self.out.count(b"start") > before)
         return self.processes[-1].pid
 
-    def settle(self, path: Path) -> None:
-        """Until nothing has been written for half a second."""
-        since, size = time.monotonic(), -1
-        while time.monotonic() - since < 0.5:
-            if path.stat().st_size != size:
-                since, size = time.monotonic(), path.stat().st_size
-            time.sleep(0.01)
+    def read(self, seconds: float, size: int = 65536) -> bool:
+        """Read what is there, if something comes in that time."""
+        if select_readable(self.read_end, seconds):
+            self.out += os.read(self.read_end, size)
+            return True
+        return False
 
-    def lost(self, victim: str) -> str:
+    def worst(self, victim: str) -> str:
+        """Of four times: once with a slow server, and three times with one at full speed."""
+        found = [self.lost(victim, slow) for slow in (True, False, False, False)]
+        lost, sent, failed = max(found, key=lambda one: one[0])
+        return f"{lost:,} of {sent:,}" + ("; the sender fails" if failed else "")
+
+    def lost(self, victim: str, slow: bool) -> tuple[int, int, bool]:
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.out.write_bytes(b"")
+        self.out = b""
+        self.read_end, self.write_end = os.pipe()
+        if slow:
+            fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, 4096)
         one = self.way in ONE_PROGRAM
         server = 0 if one else self.start_server()
-        with self.sent.open("wb") as file, self.out.open("ab") as out:
+        with self.sent.open("wb") as file, self.lines.open("rb") as lines:
             # into `sent` goes a line for each message that the client has sent
             options = {"stdout": file, "stderr": -3} if self.way in APIS else {"stderr": file}
             if one:
-                options["stdout"] = out
-            client = start(self.client_argv, stdin=subprocess.PIPE, **options)
+                options["stdout"] = self.write_end
+            client = start(self.client_argv, stdin=lines, **options)
         self.processes.append(client)
-        lines = [b'{"count": %d}\n' % number for number in range(1, self.count + 1)]
-        if self.way in APIS:  # the others make their own
-            client.stdin.write(lines[0])
-            client.stdin.flush()
-        until(lambda: "count" in self.out.read_text() or self.way == "redis-100")
-        time.sleep(0.2)  # until it waits for the next
+        moment = random.randint(100, 400)
+        until(lambda: self.read(0.01) and b"'count': 1}" in self.out)
+        while self.out.count(b"\n") < moment:
+            assert self.read(10, 40 if slow else 65536), "no more messages"
+            time.sleep(0.001 * slow)
         if one:
             server = int(re.search(r"server (\d+)", self.sent.read_text())[1])
-        os.kill(server, signal.SIGSTOP)
-        client.stdin.write(b"".join(lines[1:]) if self.way in APIS else b"\n")
-        client.stdin.close()
-        self.settle(self.sent)
         family = children(client.pid)
         if victim in ("sender", "both"):
             client.kill()
         if victim in ("receiver", "both"):
-            os.kill(server, signal.SIGKILL)
+            kill(server)
         if victim == "both":
             for pid in family:
                 kill(pid)
-        sent = set(re.findall(r"(?m)^(?:.*'count': )?(\d+)\}?$", self.sent.read_text()))
-        if victim == "sender":
-            os.kill(server, signal.SIGCONT)
-        elif not one:
+        if victim != "sender" and not one:
             self.start_server()
-        self.settle(self.out)
+        while self.read(0.5):
+            pass
+        sent = set(re.findall(rb"(?m)^(?:.*'count': )?(\d+)\}?$", self.sent.read_bytes()))
         failed = victim == "receiver" and client.poll() not in (None, 0)
-        printed = set(re.findall(r"'count': (\d+)", self.out.read_text()))
+        printed = set(re.findall(rb"'count': (\d+)\}", self.out))
         for pid in family:
             kill(pid)
         for process in self.processes:
             process.kill()
             process.wait()
+        os.close(self.read_end)
+        os.close(self.write_end)
         clean(self.variant, "msq")
-        lost = len(sent - printed)
-        text = f"{lost:,} of {len(sent):,}"
-        return f"{text}; the sender fails" if failed else text
+        return len(sent - printed), len(sent), failed
 
 
 def children(pid: int) -> list[int]:
@@ -342,22 +355,23 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def ways_here(variants: list[Variant], ways: list[str], has_redis: bool) -> list[str]:
+def ways_here(variants: list[Variant], ways: list[str], of_redis: set[str]) -> list[str]:
     """Those that are installed; a word for each that is not."""
     found = []
     for way in ways:
         lacking = [v.python for v in variants if not v.has(*NEEDS.get(way, ["os"]))]
         if lacking:
             print(f"({way} is left out: {lacking[0]} has no module {NEEDS[way][0]})")
-        elif way.startswith("redis") and not has_redis:
-            print(f"({way} is left out: there is no redis-server)")
+        elif way.startswith("redis") and way not in of_redis:
+            why = "this redis-server has no BLMPOP" if of_redis else "there is no redis-server"
+            print(f"({way} is left out: {why})")
         else:
             found.append(way)
     return found
 
 
 def measure_messages(bench: "Bench") -> None:
-    with redis(folder / "way") as has_redis:
+    with redis(folder / "way") as of_redis:
         contestants = {
             f"C, {title}": Contestant(
                 functools.partial(peer_rate, peer=bench.peer, api=api), "tool"
@@ -367,7 +381,7 @@ def measure_messages(bench: "Bench") -> None:
         }
         for api, title in APIS.items():
             contestants[f"the scripts, {title}"] = Contestant(functools.partial(pair_rate, api=api))
-        others = ways_here(bench.variants, list(WAYS), has_redis)
+        others = ways_here(bench.variants, list(WAYS), of_redis)
         for way in others:
             contestants[WAYS[way]] = Contestant(functools.partial(other_rate, way=way), "python")
         found = take_turns(contestants, bench.variants, bench.rounds)
@@ -375,7 +389,7 @@ def measure_messages(bench: "Bench") -> None:
         for way in [*APIS, *others]:
             killed = Killed(bench.variants[-1], way)
             name = f"the scripts, {APIS[way]}" if way in APIS else WAYS[way]
-            losses[name] = [killed.lost(victim) for victim in ("sender", "receiver", "both")]
+            losses[name] = [killed.worst(victim) for victim in ("sender", "receiver", "both")]
     rows = []
     for name, rates in found.items():
         beside = found.get("C, System V" if "System V" in name else "C, POSIX")
@@ -444,8 +458,9 @@ def measure_delay(bench: "Bench") -> None:
     bench.table(["POSIX queue", "in C", *heads], rows)
 
 
-def clients_rate(variant: Variant, clients: int, peer: str | None, count: int = 12_800) -> float:
+def clients_rate(variant: Variant, clients: int, peer: str | None) -> float:
     """Total messages a second, from clients that all send before the server starts and after."""
+    count = 200_000 if peer else 40_000
     if peer:
         client = [peer, "posix", "client", NAME, "1000000"]
         server = [peer, "posix", "server", NAME, str(count)]
@@ -541,20 +556,19 @@ def text_path(way: str) -> str:
     return f"/dev/shm{NAME}-{way}" if way != "redis" else str(folder / "way")
 
 
-def writing(variant: Variant, api: str | None, way: str, count: int = 20_000) -> float:
+def writing(variant: Variant, api: str | None, way: str) -> float:
     """Microseconds of CPU for a text of twenty bytes that comes in a line of standard input."""
-    argv = (
-        variant.script(api, "shm", "client")
-        if api
-        else variant.other("text", way, "writer", text_path(way), 0)
-    )
+    count = 20_000 if api or way == "redis" else 200_000  # what is cheap, more often
+    path_or_name = OBJECT[api][1] if api else text_path(way)
+    argv = variant.other("text", api or way, "writer", path_or_name, 0)
+    env = {**ENV, "PYTHONPATH": str(variant.scripts)}
     seconds = []
     for lines in (1, count + 1):
         path = folder / f"lines-{lines}"
         if not path.exists():
             path.write_bytes(b"twenty bytes of text\n" * lines)
         with path.open("rb") as file:
-            seconds.append(cpu_of(argv, way, stdin=file))
+            seconds.append(cpu_of(argv, way, stdin=file, env=env))
     return (seconds[1] - seconds[0]) / count * 1e6
 
 
@@ -609,7 +623,7 @@ ROOM = 2**20 + 8
 
 
 def measure_texts(bench: "Bench") -> None:
-    with redis(folder / "way") as has_redis:
+    with redis(folder / "way") as of_redis:
         names: dict[str, tuple[str | None, str]] = {
             f"the scripts, {title}": (api, "") for api, title in APIS.items()
         }
@@ -617,7 +631,7 @@ def measure_texts(bench: "Bench") -> None:
             if "def read_text" not in (variant.scripts / "posix_shm_server.py").read_text():
                 print(f"(the scripts are left out: {variant.scripts} has no function to read)")
                 names.clear()
-        names |= {TEXTS[w]: (None, w) for w in ways_here(bench.variants, list(TEXTS), has_redis)}
+        names |= {TEXTS[w]: (None, w) for w in ways_here(bench.variants, list(TEXTS), of_redis)}
         tables = []
         for measure in (writing, reading):
             contestants = {
@@ -674,14 +688,12 @@ def holder_killed(variant: Variant, way: str) -> str:
 
 
 def select_readable(file: object, seconds: float) -> object:
-    import select
-
     return select.select([file], [], [], seconds)[0]
 
 
 def command(variant: Variant, way: str, *words: str) -> list[str]:
     if way == "flock(1)":
-        return ["flock", str(folder / "lock"), *words]
+        return ["flock", "-F", str(folder / "lock"), *words]
     return variant.script(way, "sem", "client", "-w", "--", *words)
 
 
@@ -726,10 +738,11 @@ def measure_semaphores(bench: "Bench") -> None:
 
     clean(bench.variants[0], "sem")
     ways = {f"{api}_sem_client -w -- true": api for api in APIS}
-    if shutil.which("flock"):
-        ways["flock(1) FILE true"] = "flock(1)"
+    locked = ["flock", "-F", str(folder / "lock"), "true"]
+    if shutil.which("flock") and not start(locked, stderr=-3).wait():
+        ways["flock(1) -F FILE true"] = "flock(1)"
     else:
-        print("(flock(1) is left out: it is not installed)")
+        print("(flock(1) is left out: there is none with -F)")
     contestants = {
         name: Contestant(lambda v, way=way: run(command(v, way, "true")), bench.kind(way))
         for name, way in ways.items()
