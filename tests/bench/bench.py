@@ -193,10 +193,11 @@ def show_chart(title: str, bars: dict[str, float], unit: str) -> None:
 # --- messages
 
 QLEN = Path("/proc/sys/net/unix/max_dgram_qlen")  # how many datagrams wait, at most
+qlen = QLEN.read_text().strip() if QLEN.exists() else "unknown"
 WAYS = {
     "queue": "multiprocessing.Queue",
     "pipe": "multiprocessing.Pipe",
-    "socket": f"Unix datagram socket, max_dgram_qlen {QLEN.read_text().strip()}",
+    "socket": f"Unix datagram socket, max_dgram_qlen {qlen}",
     "seqpacket": "Unix socket, SOCK_SEQPACKET",
     "zeromq": "ZeroMQ PUSH/PULL, ipc://",
     "redis": "Redis list",
