@@ -111,7 +111,7 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 $(PAIRS): setup
 	@exec 3<&0; server= started=; \
 	finish() { trap '' INT TERM HUP; \
-	for time in first second; do kill $$server $${started:+$$!}; sleep 0.1; done; wait; }; \
+	for turn in first second; do kill $$server $${started:+$$!}; sleep 0.1; done; wait; }; \
 	trap 'finish 2>/dev/null' EXIT; \
 	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; started=yes; \
 	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \

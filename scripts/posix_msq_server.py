@@ -131,7 +131,7 @@ def main() -> int:
         for body in itertools.islice(messages(queue, stop), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.name}", to=2 if args.json else 1)
-    except ENDS as error:  # and no error of your work
+    except ENDS as error:  # what ends the loop, and is no error of your work
         return common.complain(args.name, error, CURES)
     return 0
 

@@ -125,7 +125,7 @@ def main() -> int:
                 return hold(command, heeded, stop)
             finally:
                 with contextlib.suppress(FileNotFoundError):  # it was removed
-                    if os.stat(file_of(args.name)).st_size in (16, 32):  # else sem_post(3) dies
+                    if os.stat(file_of(args.name)).st_size in (16, 32):  # else a SIGBUS
                         semaphore.release()
         CURES[""] = "the value has changed all the same"  # what fails now is the output
         common.put(f"semaphore: {semaphore.value}")

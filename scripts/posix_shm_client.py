@@ -24,6 +24,7 @@ import posix_ipc
 # --- the segment: these functions work in any program
 
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
+STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
@@ -83,8 +84,7 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            # In the try, as a signal handler of the program may raise.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
             os.pwrite(segment.fd, WRITING, size - 1)
             os.pwrite(segment.fd, first, 0)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)

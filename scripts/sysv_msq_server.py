@@ -52,9 +52,9 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
             left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
             rang = signal.SIGALRM in signal.sigpending()  # which the program has not seen yet
             handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
-            signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
             try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
                 body, _type = queue.receive(type=msgtyp)
             except sysv_ipc.Error:  # the alarm rang; or it is an error that comes again above
                 continue
@@ -131,7 +131,7 @@ def main() -> int:
         for body in itertools.islice(messages(queue, stop, args.type), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.key}", to=2 if args.json else 1)
-    except ENDS as error:  # and no error of your work
+    except ENDS as error:  # what ends the loop, and is no error of your work
         return common.complain(args.key, error, CURES)
     return 0
 

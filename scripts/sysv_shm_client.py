@@ -25,6 +25,7 @@ import sysv_ipc
 
 LIBC = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
+STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
@@ -83,8 +84,7 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            # In the try, as a signal handler of the program may raise.
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
             segment.write(WRITING, size - 1)
             segment.write(first)
             segment.write(data[size - 1 :] or b"\0", size - 1)
