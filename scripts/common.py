@@ -7,18 +7,17 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 
 
 class OutputError(OSError): ...  # standard output refuses a line
 
 
 def run(main: Callable[[], int]) -> None:
-    sys.stdin = sys.stdin or open(os.devnull)  # or what is opened next has the number 0
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in ("stdin", "stdout", "stderr"):  # if closed, another file gets its number
+        setattr(sys, stream, getattr(sys, stream) or open(os.devnull, "r+"))
     sys.exit(main())
 
 
@@ -44,15 +43,16 @@ mode = number("0", "777", partial(int, base=8))
 natural = number("1", "2147483647", partial(int, base=0))  # as a key, 0 is IPC_PRIVATE
 semname = partial(name, longest=251)  # a file with "sem." before it
 FORM = partial(argparse.RawDescriptionHelpFormatter, width=99)  # without a width: a slow import
+ctime = lru_cache(maxsize=1)(time.ctime)  # most lines have the second of the last one
 SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
 
 
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
-    """Print all of the text, with escapes for what a terminal would obey."""
-    if not text.isprintable():
+    if not text.isprintable():  # a terminal would obey it
         text = text.translate({ord(c): repr(c)[1:-1] for c in set(text) if not c.isprintable()})
     if timed:
-        text = f"{datetime.now().time().isoformat('microseconds')} {text}"
+        second, nanosecond = divmod(time.time_ns(), 10**9)
+        text = f"{ctime(second)[11:19]}.{nanosecond // 1000:06} {text}"
     rest = (text + end).encode(sys.stdout.encoding, "backslashreplace")
     fd = (sys.stdout if to == 1 else sys.stderr).fileno()  # 1 or 2, but for one that was closed
     while rest:  # print() drops the rest where Python is unbuffered (python -u)
