@@ -52,6 +52,7 @@ PATIENCE = float(os.environ.get("PATIENCE", "20"))
 # The kernel counts the bytes of a user's queues over the whole machine, whatever the namespace.
 with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(resource.RLIMIT_MSGQUEUE, (resource.RLIM_INFINITY,) * 2)
+SHORT = "number of files open"  # so posix_ipc says it, and pytest shortens what stands before
 MSGQUEUE = """\
 The limit of POSIX queues is counted per user, over all that runs on this machine: another run of
 these tests, or any other program, has used it up. Root's tests raise it by themselves; anybody else
@@ -97,7 +98,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """In CI everything that the tests need has been installed, so a skipped test has failed."""
     outcome = yield
     report = outcome.get_result()
-    if report.failed and "maximum number of files open" in report.longreprtext:
+    if report.failed and SHORT in report.longreprtext:
         report.sections.append(("RLIMIT_MSGQUEUE", MSGQUEUE))
     if "USES" in os.environ and call.when == "call":
         note_use(item.nodeid, f"{report.duration}")
@@ -106,10 +107,71 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.longrepr = f"skipped, where everything must run: {report.longrepr}"
 
 
+failed_tests: dict[str, bool] = {}  # and whether one was short of POSIX queues
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        name = re.sub(r"@[^]]*$", "", report.nodeid)  # without the group that xdist adds
+        failed_tests[name] = failed_tests.get(name, False) or SHORT in report.longreprtext
+
+
+def queues_fit(count: int) -> bool:
+    """Whether this user may have that many POSIX queues more."""
+    queues: list[posix_ipc.MessageQueue] = []
+    try:
+        while len(queues) < count:
+            queues.append(posix_ipc.MessageQueue(None, posix_ipc.O_CREX, read=False))
+            queues[-1].unlink()
+    except OSError:
+        return False
+    finally:
+        for queue in queues:
+            queue.close()
+    return True
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Any:
+    """Where another run took the queues away, what failed meanwhile is tried again, once.
+
+    A test does not always know why it failed: a client that was refused a queue is a client that
+    does not come. So all of them are tried, when there is room again.
+    """
+    yield
+    again = session.exitstatus == pytest.ExitCode.TESTS_FAILED and any(failed_tests.values())
+    if not again or hasattr(session.config, "workerinput") or "SECOND_TRY" in os.environ:
+        return
+    print(f"\n{MSGQUEUE}\nWhat failed is tried once more, when there is room.", flush=True)
+    with contextlib.suppress(AssertionError):
+        until(functools.partial(queues_fit, 5), timeout=120, pause=1)
+    argv = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", *failed_tests]
+    done = subprocess.run(argv, cwd=session.config.rootpath, env=os.environ | {"SECOND_TRY": "1"})
+    session.exitstatus = done.returncode
+
+
+# The packages of Debian that have other names than a program of theirs that a test needs.
+PACKAGES = {
+    "cc": "gcc", "ip": "iproute2", "ss": "iproute2", "nohup": "coreutils", "pgrep": "procps",
+    "ps": "procps", "mosquitto_pub": "mosquitto-clients", "mosquitto_sub": "mosquitto-clients",
+    "redis-cli": "redis-tools", "ipcmk": "util-linux", "ipcrm": "util-linux", "ipcs": "util-linux",
+    "nsenter": "util-linux", "prlimit": "util-linux", "setpriv": "util-linux",
+    "unshare": "util-linux",
+}  # fmt: skip
+
+
+def missing(*programs: str) -> str:
+    """What of these is not here, and how to get it; nothing where all are."""
+    absent = [Path(program).name for program in programs if not shutil.which(program)]
+    if not absent:
+        return ""
+    packages = sorted({PACKAGES.get(name, name) for name in absent})
+    return f"needs {', '.join(absent)} (Debian: apt-get install {' '.join(packages)})"
+
+
 def needs(*programs: str) -> pytest.MarkDecorator:
     """A mark for a test that cannot be run without these programs."""
-    missing = [program for program in programs if not shutil.which(program)]
-    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+    return pytest.mark.skipif(bool(missing(*programs)), reason=missing(*programs))
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")

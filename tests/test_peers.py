@@ -1,12 +1,11 @@
 """Peers that are none of ours: C for POSIX, Perl and util-linux for System V; both ways."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import needs, until
+from conftest import missing, needs, until
 
 IPC_CREAT, SETVAL = 0o1000, 16
 
@@ -14,8 +13,8 @@ IPC_CREAT, SETVAL = 0o1000, 16
 @pytest.fixture(scope="session")
 def peer(tmp_path_factory) -> Path:
     """The C program beside this file, compiled."""
-    if not shutil.which("cc"):
-        pytest.skip("needs cc")
+    if absent := missing("cc"):
+        pytest.skip(absent)
     path = tmp_path_factory.mktemp("peer") / "peer"
     source = Path(__file__).with_name("peer.c")
     subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", path, source, "-lrt"], check=True)
@@ -29,8 +28,8 @@ def run(*argv: object) -> str:
 
 
 def perl(program: str, *args: object) -> str:
-    if not shutil.which("perl"):
-        pytest.skip("needs perl")
+    if absent := missing("perl"):
+        pytest.skip(absent)
     return run("perl", "-e", program, *args)
 
 
