@@ -48,7 +48,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How much longer the storms last: `make soak` sets it.
 SOAK = float(os.environ.get("SOAK", "1"))
 # How long a test waits for what must come: `make mutants`, where it often does not, waits less.
-PATIENCE = float(os.environ.get("PATIENCE", "20"))
+PATIENCE = float(os.environ.get("PATIENCE", "40"))
 # The kernel counts the bytes of a user's queues over the whole machine, whatever the namespace.
 with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(resource.RLIMIT_MSGQUEUE, (resource.RLIM_INFINITY,) * 2)
@@ -98,8 +98,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """In CI everything that the tests need has been installed, so a skipped test has failed."""
     outcome = yield
     report = outcome.get_result()
-    if report.failed and SHORT in report.longreprtext:
-        report.sections.append(("RLIMIT_MSGQUEUE", MSGQUEUE))
+    if report.failed:
+        said = ["\n".join([str(each.argv), *each.err]) for each in started if each.err]
+        if said:
+            report.sections.append(("standard error of its processes", "\n".join(said)))
+        if SHORT in report.longreprtext + "".join(said):
+            report.sections.append(("RLIMIT_MSGQUEUE", MSGQUEUE))
+    if call.when == "teardown":
+        started.clear()
     if "USES" in os.environ and call.when == "call":
         note_use(item.nodeid, f"{report.duration}")
     if report.skipped and os.environ.get("CI"):
@@ -107,13 +113,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         report.longrepr = f"skipped, where everything must run: {report.longrepr}"
 
 
+started: list["Process"] = []  # by the test that is running
 failed_tests: dict[str, bool] = {}  # and whether one was short of POSIX queues
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.failed:
         name = re.sub(r"@[^]]*$", "", report.nodeid)  # without the group that xdist adds
-        failed_tests[name] = failed_tests.get(name, False) or SHORT in report.longreprtext
+        short = any(title == "RLIMIT_MSGQUEUE" for title, _ in report.sections)
+        failed_tests[name] = failed_tests.get(name, False) or short
 
 
 def queues_fit(count: int) -> bool:
@@ -282,6 +290,8 @@ class Process:
     def __init__(self, argv: list[str], **options: Any) -> None:
         options = {"stdin": subprocess.DEVNULL, "env": ENV, "text": True, **options}
         options.setdefault("start_new_session", True)  # what it starts can be ended with it
+        self.argv = argv
+        started.append(self)
         self.popen: subprocess.Popen[str] = subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
         )
