@@ -69,7 +69,7 @@ def complain(thing: object, error: object, cures: Mapping[str, str] = {}) -> int
     if isinstance(getattr(error, "__cause__", None), BrokenPipeError):
         return 128 + signal.SIGPIPE  # `| head -3` has had enough
     text = str(getattr(error, "strerror", None) or error) or "Not enough memory"
-    text += "".join(f": {cures[words]}" for words in cures if words in text)
+    text += "".join(f": {cures[words]}" for words in cures if words in text.lower())
     with contextlib.suppress(OutputError):  # nobody can read it
         put(f"{SCRIPT}: {thing}: {text}", to=2)
     return 1

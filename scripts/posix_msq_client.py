@@ -20,7 +20,7 @@ import posix_ipc
 # --- the queue: these functions work in any program
 
 
-def open_queue(name: str, mode: int = 0o600) -> "posix_ipc.MessageQueue":
+def open_queue(name: str, mode: int = 0o600) -> "posix_ipc.MessageQueue":  # macOS has no such type
     """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
     try:
         queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, read=False)
@@ -37,13 +37,13 @@ def send(
 
     Raises posix_ipc.BusyError when it stays full, ValueError when the message is too long, and
     posix_ipc.ExistentialError when the queue was removed. Works in any thread. A signal handler
-    must not raise: posix_ipc replaces what it raises, and the wait goes on.
+    must not raise: posix_ipc drops what it raises (but KeyboardInterrupt), and the wait goes on.
     """
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while True:
         if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
             raise posix_ipc.ExistentialError("the queue was removed")
-        patience = max(0, min(end - time.monotonic(), 0.9))  # no removal ends the wait
+        patience = max(0, min(end - time.monotonic(), 0.9))  # a removal wakes nobody
         try:
             queue.send(body, patience, priority)
             return
@@ -69,8 +69,8 @@ import json
 from collections.abc import Iterator
 
 CURES = {
-    "Permission denied": "`ls -l /dev/mqueue` shows owner and mode",
-    "Invalid parameter": "fs.mqueue.msg_max and fs.mqueue.msgsize_max are the limits",
+    "permission": "`ls -l /dev/mqueue` shows owner and mode",
+    "invalid parameter": "fs.mqueue.msg_max and fs.mqueue.msgsize_max are the limits",
     "number of files open": "or the queue is over RLIMIT_MSGQUEUE (`ulimit -q`)",
     "message is too long": "--max-message-size is set where the queue is made",
     "space for a new queue": "fs.mqueue.queues_max is the limit",

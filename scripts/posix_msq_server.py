@@ -23,7 +23,7 @@ import posix_ipc
 
 def open_queue(
     name: str, mode: int = 0o600, max_messages: int = 10, max_message_size: int = 8192
-) -> "posix_ipc.MessageQueue":
+) -> "posix_ipc.MessageQueue":  # in quotation marks, for macOS has no such type
     """Make the queue, or open the one that is there, to receive from it. The mode and the limits
     (the size in bytes) are those of a new queue. Raises PermissionError for another user's queue,
     ValueError for a limit that is over the system's."""
@@ -43,9 +43,9 @@ def open_queue(
 def messages(queue: "posix_ipc.MessageQueue", stop: Sized) -> Iterator[bytes]:
     """Yield the body of each message, until `stop` has something in it. Works in any thread.
 
-    A signal handler may put it there, but must not raise: the message that mq_receive(3) has just
-    taken off the queue would be lost. Raises posix_ipc.ExistentialError when the queue was removed.
-    """
+    A signal handler may put it there, but must not raise: posix_ipc drops what is raised in the
+    wait (but KeyboardInterrupt), and a message that has just been taken off the queue would be
+    lost. Raises posix_ipc.ExistentialError when the queue was removed."""
     looked = 0.0
     while not stop:
         if time.monotonic() - looked > 1:
@@ -76,8 +76,8 @@ import itertools
 import json
 
 CURES = {
-    "Permission denied": "`ls -l /dev/mqueue` shows owner and mode",
-    "Invalid parameter": "fs.mqueue.msg_max and fs.mqueue.msgsize_max are the limits",
+    "permission": "`ls -l /dev/mqueue` shows owner and mode",
+    "invalid parameter": "fs.mqueue.msg_max and fs.mqueue.msgsize_max are the limits",
     "number of files open": "or the queue is over RLIMIT_MSGQUEUE (`ulimit -q`)",
     "space for a new queue": "fs.mqueue.queues_max is the limit",
 }

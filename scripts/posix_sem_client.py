@@ -20,19 +20,19 @@ import posix_ipc
 # --- the semaphore: these functions work in any program
 
 
-def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there; mode and value are a new one's."""
-    with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
-        posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # or it stays mapped
-        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off it
-    return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
-
-
 def file_of(name: str) -> str:
     """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
     path = f"/dev/shm/sem.{name.lstrip('/')}"
     musl = path.replace("sem.", "", 1)  # with the GNU C library that is a segment, of another size
     return path if os.path.exists(path) or os.path.getsize(musl) not in (16, 32) else musl
+
+
+def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
+    """Make the semaphore, or open the one that is there; mode and value are a new one's."""
+    with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
+        posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
+        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
+    return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
 
 
 def removed(semaphore: posix_ipc.Semaphore) -> bool:
@@ -51,7 +51,7 @@ def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: 
         if removed(semaphore):
             raise posix_ipc.ExistentialError("the semaphore was removed")
         with contextlib.suppress(posix_ipc.BusyError, posix_ipc.SignalError):  # a handler has run
-            semaphore.acquire(max(0, min(end - time.monotonic(), 0.9)))  # no removal ends it
+            semaphore.acquire(max(0, min(end - time.monotonic(), 0.9)))  # a removal wakes nobody
             return
         if time.monotonic() >= end and not stop:
             raise posix_ipc.BusyError("Semaphore is busy")
@@ -71,7 +71,7 @@ if __name__ == "__main__":
 import argparse
 import common
 
-CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode"}
+CURES = {"permission": "`ls -l /dev/shm` shows owner and mode"}
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 

@@ -33,10 +33,10 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     """Make the semaphore, or open the one that is there. Mode and value are a new one's.
     Raises PermissionError for another user's semaphore, ValueError for a file that is none."""
     while True:
-        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there
-            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # or it stays mapped
+        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # if it is there
+            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
             os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
-        with contextlib.suppress(FileNotFoundError):  # somebody has just removed it
+        with contextlib.suppress(FileNotFoundError):  # if somebody has just removed it
             semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
             file = os.stat(file_of(name))
             if file.st_uid != os.geteuid():
@@ -47,10 +47,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 
 
 def removed(semaphore: posix_ipc.Semaphore) -> bool:
-    """Return whether its file was removed, replaced or truncated; it lives on while it is open.
-
-    sem_open(3) maps the file and closes it, so look for it among the mappings (proc(5)).
-    """
+    """Return whether its file, which sem_open(3) has mapped (see proc(5)), is gone or truncated."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
         file = os.stat(file_of(semaphore.name))
         return file.st_size not in (16, 32) or b" %d " % file.st_ino not in maps.read()
@@ -73,7 +70,7 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
                 yield value
             previous = value
             due = time.monotonic() + max(interval, 0.01)
-        time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # no signal ends it (PEP 475)
+        time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # a signal does not end it (PEP 475)
 
 
 # --- the command line
@@ -88,7 +85,10 @@ if __name__ == "__main__":
 import argparse
 import common
 
-CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No semaphore": "is /dev/shm there?"}
+CURES = {
+    "permission": "`ls -l /dev/shm` shows owner and mode",
+    "no semaphore": "is /dev/shm there?",
+}
 
 
 def main() -> int:

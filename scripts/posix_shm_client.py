@@ -104,7 +104,7 @@ if __name__ == "__main__":
 import argparse
 import common
 
-CURES = {"ermission": "`ls -l /dev/shm` shows owner and mode", "No space left": "`df /dev/shm`"}
+CURES = {"permission": "`ls -l /dev/shm` shows owner and mode", "no space left": "`df /dev/shm`"}
 
 
 def main() -> int:

@@ -25,10 +25,10 @@ import sysv_ipc
 def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
     """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
     while True:
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # if it is there
             sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
-            # The mode is what is asked for; the length of a message is left to msgsnd(2).
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
+            # Here the mode asks to write only; the length of a message is left to msgsnd(2).
             return sysv_ipc.MessageQueue(key, mode=0o200, max_message_size=2**31 - 1)
 
 
@@ -76,10 +76,10 @@ import json
 from collections.abc import Iterator
 
 CURES = {
-    "Permission denied": "`ipcs -q` shows owner and mode",
+    "permission": "`ipcs -q` shows owner and mode",
     "queue is full": "kernel.msgmnb is the limit of a new queue",
     "system limit": "kernel.msgmni is the limit",
-    "Invalid argument": "kernel.msgmax is the limit of a message",
+    "invalid argument": "kernel.msgmax is the limit of a message",
     "msg_qbytes": "kernel.msgmnb is the limit of a new queue",
 }
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON

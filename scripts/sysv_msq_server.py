@@ -27,10 +27,10 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
     """Make the queue, or open the one that is there, to receive from it. The mode is that of a new
     queue. Raises PermissionError for another user's queue."""
     while True:
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # if it is there
             sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
-            # The mode is what is asked for. A message over 16 MiB would stay in the queue for good.
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
+            # Here the mode asks to read only. A message over 16 MiB would never leave the queue.
             queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=2**24)
             for owner in {queue.uid, queue.cuid} - {os.geteuid()}:  # cuid: its creator
                 raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
@@ -46,7 +46,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
-        except sysv_ipc.BusyError:  # there is none: wait 0.9 s (and 0.1 s, if that rang too early)
+        except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if it rang before the wait)
             began = time.monotonic()
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
             left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
@@ -56,7 +56,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
                 body, _type = queue.receive(type=msgtyp)
-            except sysv_ipc.Error:  # the alarm rang; or it is an error that comes again above
+            except sysv_ipc.Error:  # the alarm rang, or it is an error, which comes again above
                 continue
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -84,7 +84,7 @@ import itertools
 import json
 
 CURES = {
-    "Permission denied": "`ipcs -q` shows owner and mode",
+    "permission": "`ipcs -q` shows owner and mode",
     "system limit": "kernel.msgmni is the limit",
 }
 ENDS = (sysv_ipc.ExistentialError, sysv_ipc.PermissionsError, common.OutputError, MemoryError)

@@ -28,7 +28,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
     """Make the semaphore, or open the one that is there; mode and value (to 32767) are a new one's.
     TimeoutError: its creator died before it had its value (Stevens, UNP 2, section 11.2)."""
     while True:  # make it, or open it: again, when it is removed in between
-        with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
+        with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # if it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
             new.block = False  # or Z() waits for ever, when another has just added 1
             if value:
@@ -36,7 +36,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
             else:
                 new.Z()
             new.mode = mode
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
             semaphore = sysv_ipc.Semaphore(key)
             for _ in range(300):
                 if semaphore.o_time:  # its creator is done
@@ -47,8 +47,8 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
 
 def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int = 1) -> None:
     """Take that many, up to 32767 (0: wait until there is none), in any thread. While there are not
-    so many, wait so many seconds (None: for ever). Raises sysv_ipc.BusyError then, and
-    sysv_ipc.ExistentialError when the semaphore was removed."""
+    so many, wait so many seconds (None: for ever, and no other thread can end that). Raises
+    sysv_ipc.BusyError then, and sysv_ipc.ExistentialError when the semaphore was removed."""
     # sysv_ipc has semaphore.acquire(delta=by) for this, and semaphore.Z() for 0, but no time limit.
     # The call that has one is semtimedop(2), with a struct sembuf (Hhh) and a struct timespec (ll).
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
@@ -59,7 +59,7 @@ def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()
-        if failed in (errno.EIDRM, errno.EINVAL):  # EINVAL: before the call
+        if failed in (errno.EIDRM, errno.EINVAL):  # EINVAL: it was gone before
             raise sysv_ipc.ExistentialError("the semaphore was removed")
         if failed == errno.EAGAIN:
             raise sysv_ipc.BusyError("Semaphore is busy")
@@ -82,7 +82,7 @@ import argparse
 import common
 
 LIMITS = "`sysctl kernel.sem` shows the limits, and SEMVMX is 32767"
-CURES = {"ermi": "`ipcs -s` shows owner and mode", "No space left": LIMITS, "SEMVMX": LIMITS}
+CURES = {"permi": "`ipcs -s` shows owner and mode", "no space left": LIMITS, "semvmx": LIMITS}
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
     before it had its value (W. Richard Stevens, UNIX Network Programming 2, section 11.2).
     """
     while True:  # make it, or open it: again, when it is removed in between
-        with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # it is there
+        with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # if it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
             new.block = False  # or Z() waits for ever, when another has just added 1
             if value:
@@ -38,7 +38,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
             else:
                 new.Z()
             new.mode = mode
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # somebody has just removed it
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
             semaphore = sysv_ipc.Semaphore(key, mode=0)
             for owner in {semaphore.uid, semaphore.cuid} - {os.geteuid()}:  # cuid: its creator
                 raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
@@ -63,7 +63,7 @@ def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> I
                 yield value
             previous = value
             due = time.monotonic() + max(interval, 0.01)
-        time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # no signal ends it (PEP 475)
+        time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # a signal does not end it (PEP 475)
 
 
 # --- the command line
@@ -79,8 +79,8 @@ import argparse
 import common
 
 CURES = {
-    "ermi": "`ipcs -s` shows owner and mode",
-    "No space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
+    "permi": "`ipcs -s` shows owner and mode",
+    "no space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
 }
 
 

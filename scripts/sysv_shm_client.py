@@ -47,7 +47,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock ~KEY, once. TimeoutError; sysv_ipc.Error: no value. Handlers must not raise."""
+    """Hold the lock ~KEY, once. Raises TimeoutError, sysv_ipc.Error if it never got its value."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
@@ -55,12 +55,12 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
     limit = (ctypes.c_long * 2)()  # a struct timespec: 0, so the first try does not wait
     while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value
         left = max(end - time.monotonic(), 0)
-        if not left and not any(limit):  # nor does the last, after a signal as after the time
+        if not left and not any(limit):  # the last try, whose limit was 0, has failed too
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
         limit[:] = [int(left), int(left % 1 * 1e9)]
         time.sleep(0.001)
-    try:
+    try:  # a handler that has raised before this leaves it locked
         yield
     finally:
         lock.release()
@@ -104,7 +104,7 @@ if __name__ == "__main__":
 import argparse
 import common
 
-CURES = {"ermi": "see `ipcs -m -s`", "hared": "see kernel.shmmax, kernel.shmmni, kernel.shmall"}
+CURES = {"permi": "see `ipcs -m -s`", "shared": "see kernel.shmmax, kernel.shmmni, kernel.shmall"}
 
 
 def main() -> int:
