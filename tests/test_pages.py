@@ -322,6 +322,19 @@ def test_ctrl_c_ends_a_program_that_waits_at_once(mine, name, make_pair):
     assert (done.returncode, semaphore.value) == (0, 3)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_interrupts_no_work_of_the_listener(mine, make_pair, number):
+    pair = make_pair("posix", "msq")
+    work = 'print("begin", flush=True)\n        await asyncio.sleep(0.3)\n        print("end")'
+    names = {'"/events"': f'"{pair.name}"', "print(body.decode(), flush=True)": work}
+    with Process([sys.executable, str(mine("listen.py", names))]) as listener:
+        listener.wait_line("listening")
+        pair.client("-c1")
+        listener.wait_line("begin")
+        assert listener.stop(number) == 0
+        assert listener.out == ["listening", "begin", "end"]
+
+
 def test_the_worker_outlives_what_is_no_job(mine, make_pair):
     """Names at which posix_ipc crashes, text without end, and an asker who does not read."""
     pair, answers = make_pair("posix", "msq"), make_pair("posix", "msq")
