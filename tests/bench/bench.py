@@ -152,9 +152,10 @@ def redis(path: Path) -> Iterator[set[str]]:
     options = ["--port", "0", "--unixsocket", f"{path}.redis", "--save", "", "--appendonly", "no"]
     server = start([program, *options, "--dir", str(folder)])
     redis_pid = server.pid
-    until(Path(f"{path}.redis").exists)
     with socket.socket(socket.AF_UNIX) as asking:
-        asking.connect(f"{path}.redis")
+        until(
+            lambda: asking.connect_ex(f"{path}.redis") == 0
+        )  # its file is there before it listens
         asking.sendall(b"BLMPOP\r\n")
         old = b"unknown command" in asking.recv(4096)
     yield {"redis"} if old else {"redis", "redis-100"}
