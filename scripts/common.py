@@ -95,6 +95,6 @@ def ready(line: str, to: int = 1) -> None:
     if address := os.environ.get("NOTIFY_SOCKET"):  # of systemd: sd_notify(3), unix(7)
         from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
 
-        with contextlib.suppress(OSError):  # nobody listens
+        with contextlib.suppress(OSError), socket(AF_UNIX, SOCK_DGRAM) as notice:  # nobody listens
             address = "\0" + address[1:] if address[0] == "@" else address
-            socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", MSG_DONTWAIT, address)
+            notice.sendto(b"READY=1", MSG_DONTWAIT, address)

@@ -24,9 +24,10 @@ import posix_ipc
 
 def file_of(name: str) -> str:
     """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
-    path = f"/dev/shm/sem.{name.lstrip('/')}"
-    musl = path.replace("sem.", "", 1)  # with the GNU C library that is a segment, of another size
-    return path if os.path.exists(path) or os.path.getsize(musl) not in (16, 32) else musl
+    with contextlib.suppress(OSError):  # which musl raises, for it is not the GNU C library
+        os.confstr("CS_GNU_LIBC_VERSION")
+        return f"/dev/shm/sem.{name.lstrip('/')}"
+    return f"/dev/shm/{name.lstrip('/')}"
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:

@@ -104,7 +104,7 @@ if __name__ == "__main__":
 import argparse
 import common
 
-CURES = {"permi": "see `ipcs -m -s`", "shared": "see kernel.shmmax, kernel.shmmni, kernel.shmall"}
+CURES = {"permi": "`ipcs -ms`", "enospc": "kernel.shmmni, kernel.shmall", "exists": "kernel.shmmax"}
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ APIS = ("posix", "sysv")
 PRIMITIVES = ("msq", "shm", "sem")
 # What the C library puts before the name of the file of a POSIX semaphore; musl puts nothing.
 SEM = "sem." if platform.libc_ver()[0] == "glibc" else ""
+with_glibc = pytest.mark.skipif(not SEM, reason="needs the GNU C library, and its system calls")
 PAIRS = [(api, primitive) for api in APIS for primitive in PRIMITIVES]
 # The class of each pair's object.
 KINDS = {

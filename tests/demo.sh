@@ -9,6 +9,11 @@ name=/demo-$$
 key=$((1000000 + $$))
 serving=
 
+# Again, while another Ctrl-C ends it.
+removed() {
+    "$PYTHON" "$@" --clean || [ $? -le 128 ] || removed "$@"
+}
+
 # Whatever ends it, a signal, a closed pipe (`make demo | head`) or an error, nothing stays.
 finish() {
     trap '' INT TERM HUP PIPE
@@ -16,8 +21,8 @@ finish() {
         kill -KILL "$!" && wait "$!" || true
     fi
     for primitive in msq shm sem; do
-        "$PYTHON" "posix_${primitive}_server.py" -n $name --clean &
-        "$PYTHON" "sysv_${primitive}_server.py" -k $key --clean &
+        removed "posix_${primitive}_server.py" -n $name &
+        removed "sysv_${primitive}_server.py" -k $key &
     done
     wait
 } >/dev/null 2>&1

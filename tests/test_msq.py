@@ -8,7 +8,7 @@ import time
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import ENV, Pair, needs, state, until, waits_in
+from conftest import ENV, Pair, needs, state, until, waits_in, with_glibc
 
 JSON_LINES = ['{"count": 1}', "[1, 2.5, null]", '"hello"', "true", '{"name": "Zoë"}', "-0"]
 
@@ -286,6 +286,7 @@ def test_a_server_prints_nothing_twice_when_it_is_stopped_and_continued(msq):
     assert server.texts[1:-1] == [f"{{'count': {n}}}" for n in (1, 2, 3)]
 
 
+@with_glibc
 @needs("strace")
 def test_a_message_costs_the_server_one_receive_and_one_write(msq, tmp_path):
     """The messages wait before the server starts, or come as fast as it takes them."""

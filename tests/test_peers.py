@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import missing, needs, until
+from conftest import missing, needs, until, with_glibc
 
 IPC_CREAT, SETVAL = 0o1000, 16
 
@@ -75,6 +75,7 @@ def test_a_posix_segment_that_c_made_and_did_not_size(make_pair, peer):
     assert pair.path.stat().st_size == 4096
 
 
+@with_glibc
 def test_c_and_a_posix_semaphore(make_pair, peer):
     pair = make_pair("posix", "sem")
     assert run(peer, "sem", "create", pair.name, 5) == "5\n"
