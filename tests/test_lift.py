@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sysv_ipc
-from conftest import CALLS, ENV, SCRIPTS, Pair, Process, until
+from conftest import CALLS, ENV, SCRIPTS, Pair, Process, until, with_glibc
 
 CUT = "# --- the command line"
 PAGES = sorted(path.stem for path in SCRIPTS.glob("*_*_*.py"))
@@ -647,6 +647,7 @@ def test_a_lock_that_was_left_gets_the_mode_of_the_segment(make_pair, side, tmp_
     assert lock.mode & 0o777 == 0o666
 
 
+@with_glibc
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_segment_is_not_taken_for_a_semaphore(make_pair, side, tmp_path):
     """Where its name would be that of a semaphore with the musl C library."""
