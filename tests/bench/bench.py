@@ -284,7 +284,7 @@ class Killed:
     def start_server(self) -> int:
         self.processes.append(start(self.server_argv, stdout=self.write_end, stderr=-3))
         before = self.out.count(b"start")
-        until(lambda: self.read(0.01) and self.out.count(b"start") > before)
+        until(lambda: self.read(0.01, 40) and self.out.count(b"start") > before)
         return self.processes[-1].pid
 
     def read(self, seconds: float, size: int = 65536) -> bool:
@@ -316,15 +316,16 @@ class Killed:
             client = start(self.client_argv, stdin=lines, **options)
         self.processes.append(client)
         moment = random.randint(100, 400)
-        until(lambda: self.read(0.01) and b"'count': 1}" in self.out)
+        size = 40 if slow else 65536  # about a line, so that the pipe stays full
+        until(lambda: self.read(0.01, size) and b"'count': 1}" in self.out)
         while self.out.count(b"\n") < moment:
-            assert self.read(10, 40 if slow else 65536), "no more messages"
+            assert self.read(10, size), "no more messages"
             time.sleep(0.001 * slow)
         if one:
             server = int(re.search(r"server (\d+)", self.sent.read_text())[1])
         family = children(client.pid)
         if victim in ("sender", "both"):
-            client.kill()
+            kill(client.pid)
         if victim in ("receiver", "both"):
             kill(server)
         if victim == "both":
@@ -353,8 +354,11 @@ def children(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    """Kill it, and wait until it is dead: before that a write of its own may still succeed."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         os.kill(pid, signal.SIGKILL)
+        stat = Path(f"/proc/{pid}/stat")
+        until(lambda: stat.read_text().rpartition(")")[2].split()[0] in "ZX")
 
 
 def ways_here(variants: list[Variant], ways: list[str], of_redis: set[str]) -> list[str]:

@@ -221,9 +221,9 @@ def redis_text(path: str) -> Text:
 
 def mmap_text(path: str) -> Text:
     """A file in memory that both map: its length, then the text, under flock(2)."""
-    lock = Flock(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    os.ftruncate(lock, ROOM)
-    return mapped_text(mmap.mmap(lock, ROOM), lock)
+    file = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    os.ftruncate(file, ROOM)
+    return mapped_text(mmap.mmap(file, ROOM), *flock_of(file))
 
 
 def posix_text(name: str) -> Text:
@@ -244,32 +244,34 @@ def script_text(api: str, thing: object) -> Text:
     )
 
 
-class Flock(int):
-    """A descriptor that is locked in a `with` statement."""
-
-    def __enter__(self) -> None:
-        fcntl.flock(self, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self, fcntl.LOCK_UN)
+def flock_of(file: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """What takes the lock of an open file, and what gives it back."""
+    take = functools.partial(fcntl.flock, file, fcntl.LOCK_EX)
+    return take, functools.partial(fcntl.flock, file, fcntl.LOCK_UN)
 
 
 LENGTH = struct.Struct("q")
 
 
 def mapped_text(
-    memory: "mmap.mmap | memoryview", lock: contextlib.AbstractContextManager[object]
+    memory: "mmap.mmap | memoryview", acquire: Callable[[], object], release: Callable[[], object]
 ) -> Text:
     def read() -> str:
-        with lock:
+        acquire()
+        try:
             (length,) = LENGTH.unpack_from(memory)
             return str(memory[8 : 8 + length], "utf-8")
+        finally:
+            release()
 
     def write(text: str) -> None:
         data = text.encode()
-        with lock:
+        acquire()
+        try:
             LENGTH.pack_into(memory, 0, len(data))
             memory[8 : 8 + len(data)] = data
+        finally:
+            release()
 
     return read, write
 
@@ -290,7 +292,7 @@ def shared_memory_text(side: str, name: str, count: int) -> None:
     context = multiprocessing.get_context("fork")
     memory = shared_memory.SharedMemory(name, create=True, size=ROOM)
     lock = context.Lock()
-    read, write = mapped_text(memory.buf, lock)
+    read, write = mapped_text(memory.buf, lock.acquire, lock.release)
     if side == "both":  # one program; a writer that may be killed, and then one reading
         writer = context.Process(target=write_texts, args=(write,))
         writer.start()
@@ -337,8 +339,7 @@ def taker(way: str, path: str) -> tuple[Callable[[], object], Callable[[], objec
         return counted.acquire, counted.release
     if way == "flock":
         file = os.open(path, os.O_CREAT | os.O_RDWR)
-        lock, lock_ex, lock_un = fcntl.flock, fcntl.LOCK_EX, fcntl.LOCK_UN
-        return lambda: lock(file, lock_ex), lambda: lock(file, lock_un)
+        return flock_of(file)
     shared = multiprocessing.get_context("fork").Semaphore(1)
     return shared.acquire, shared.release
 
