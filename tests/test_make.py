@@ -440,11 +440,13 @@ def test_a_pair_that_is_ended_while_it_starts(checkout, make_pair, late):
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     started = functools.partial(with_children, strace.pid)
-    until(started)
-    os.kill(started()[0], signal.SIGTERM)
-    assert strace.wait(20) in (143, -signal.SIGTERM)  # strace ends as the shell does
-    with pytest.raises(ProcessLookupError):
-        os.killpg(strace.pid, 0)
+    try:
+        until(started)
+        os.kill(started()[0], signal.SIGTERM)
+        assert strace.wait(20) in (143, -signal.SIGTERM)  # strace ends as the shell does
+    finally:
+        with pytest.raises(ProcessLookupError):
+            os.killpg(strace.pid, signal.SIGKILL)
 
 
 def ended(child: pexpect.spawn) -> bool:
