@@ -116,8 +116,13 @@ class Manager:
         return int(self.show(unit, "MainPID")["MainPID"])
 
     def log(self, unit: str = "") -> list[str]:
-        """The real journal, the lines of one unit or all."""
-        args = [f"_SYSTEMD_USER_UNIT={unit}.service"] if unit else []
+        """The real journal, the lines of one unit or all.
+
+        journald learns the unit from the cgroup of the process, which one that ends soon has left
+        by then. Its SyslogIdentifier= comes with the line.
+        """
+        of_unit = [f"_SYSTEMD_USER_UNIT={unit}.service", "+", f"SYSLOG_IDENTIFIER={unit}"]
+        args = of_unit if unit else []
         done = self.run("journalctl", "-D", "/run/log/journal", "-o", "cat", *args, user=0)
         return done.stdout.splitlines()
 
