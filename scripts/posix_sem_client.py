@@ -21,7 +21,7 @@ import posix_ipc
 # --- the semaphore: these functions work in any program
 def file_of(name: str) -> str:
     """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
-    with contextlib.suppress(OSError):  # which musl raises, for it is not the GNU C library
+    with contextlib.suppress(OSError, ValueError):  # of musl and macOS, which are not glibc
         os.confstr("CS_GNU_LIBC_VERSION")
         return f"/dev/shm/sem.{name.lstrip('/')}"
     return f"/dev/shm/{name.lstrip('/')}"

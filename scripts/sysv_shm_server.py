@@ -55,7 +55,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
         limit[:] = [int(left), int(left % 1 * 1e9)]
         time.sleep(0.001)
-    try:  # a handler that has raised before this leaves it locked
+    try:  # a handler that raises right before this leaves it locked
         yield
     finally:
         lock.release()
@@ -84,7 +84,7 @@ if __name__ == "__main__":
 import argparse
 import common
 
-CURES = {"permi": "`ipcs -ms`", "enospc": "kernel.shmmni, kernel.shmall", "exists": "kernel.shmmax"}
+CURES = {"permi": "`ipcs`", "enospc": "kernel.shmmni, kernel.shmall", "no shared": "kernel.shmmax"}
 
 
 def main() -> int:

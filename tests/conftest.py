@@ -291,8 +291,6 @@ class Process:
     def __init__(self, argv: list[str], **options: Any) -> None:
         options = {"stdin": subprocess.DEVNULL, "env": ENV, "text": True, **options}
         options.setdefault("start_new_session", True)  # what it starts can be ended with it
-        self.argv = argv
-        started.append(self)
         self.popen: subprocess.Popen[str] = subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
         )
@@ -306,6 +304,8 @@ class Process:
         ]
         for thread in self.threads:
             thread.start()
+        self.argv = argv
+        started.append(self)
 
     @staticmethod
     def _collect(stream: IO[str], lines: list[str]) -> None:

@@ -11,7 +11,7 @@ serving=
 
 # Again, while another Ctrl-C ends it.
 removed() {
-    "$PYTHON" "$@" --clean || [ $? -le 128 ] || removed "$@"
+    "$PYTHON" "$@" --clean || [ $? != 130 ] || removed "$@"
 }
 
 # Whatever ends it, a signal, a closed pipe (`make demo | head`) or an error, nothing stays.

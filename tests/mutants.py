@@ -129,7 +129,7 @@ class Tree:
             ["unshare", *spaces.split(), "sh", "-c", script],
             cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "ARGUMENTS": str(arguments), "PATIENCE": "10",
-                 "USES": str(self.folder / "uses")},
+                 "SECOND_TRY": "no", "USES": str(self.folder / "uses")},
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -173,6 +173,10 @@ def survives(mutant: Mutant, tree: Tree, tests: list[str]) -> bool:
     path.write_bytes(mutant.new)
     try:
         status, out = tree.test("-x", *tests)
+        for _ in range(2):  # RLIMIT_MSGQUEUE: others run too, on this machine
+            if "number of files open" in out:
+                time.sleep(5)
+                status, out = tree.test("-x", *tests)
     finally:
         path.write_bytes(before)
     if caught := FAILURE.search(out):

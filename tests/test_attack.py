@@ -241,6 +241,17 @@ def test_a_lock_that_two_others_hand_to_each_other(make_pair):
     assert (done.stdout.count("text"), done.stderr) == (20, "")
 
 
+def test_a_lock_that_is_gone_has_no_cure(make_pair):
+    """kernel.shmmax is one for a segment that is not there."""
+    shm = make_pair("sysv", "shm")
+    with shm.server("-i0.02") as server:
+        server.wait_line("start")
+        sysv_ipc.Semaphore(~shm.key).remove()
+        assert server.wait() == 1
+    reason = "No semaphore exists with the specified key"
+    assert server.err == [f"sysv_shm_server: {shm.key}: {reason}"]
+
+
 def test_a_lock_without_its_value_is_called_so_every_time(make_pair):
     """Its creator died. A waiter that dies too leaves o_time set, where it waited with SEM_UNDO."""
     shm = make_pair("sysv", "shm")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sysv_ipc
-from conftest import CALLS, ENV, SCRIPTS, Pair, Process, until, with_glibc
+from conftest import CALLS, ENV, SCRIPTS, Pair, Process, needs, until, with_glibc
 
 CUT = "# --- the command line"
 PAGES = sorted(path.stem for path in SCRIPTS.glob("*_*_*.py"))
@@ -645,6 +645,24 @@ def test_a_lock_that_was_left_gets_the_mode_of_the_segment(make_pair, side, tmp_
     done = run(program(pair, side, "script.open_segment(thing, 0o666)"), home("cut", tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert lock.mode & 0o777 == 0o666
+
+
+@with_glibc
+@needs("cc")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_the_file_of_a_semaphore_where_the_c_library_is_not_gnus(make_pair, side, tmp_path):
+    """confstr(3) refuses to name its version, as musl does; `make test-musl` has the real one."""
+    source = "#include <errno.h>\nlong confstr(void) { errno = EINVAL; return 0; }\n"
+    (tmp_path / "confstr.c").write_text(source)
+    library = tmp_path / "confstr.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "confstr.c"], check=True)
+    pair = make_pair("posix", "sem")
+    folder = home("cut", tmp_path)
+    done = run(
+        ["env", f"LD_PRELOAD={library}", *program(pair, side, "print(script.file_of(thing))")],
+        folder,
+    )
+    assert (done.stdout, done.stderr) == (f"/dev/shm{pair.name}\n", "")
 
 
 @with_glibc

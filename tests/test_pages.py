@@ -335,6 +335,27 @@ def test_a_stop_interrupts_no_work_of_the_listener(mine, make_pair, number):
         assert listener.out == ["listening", "begin", "end"]
 
 
+def test_a_listener_that_is_cancelled_watches_nothing_any_more(mine, make_pair):
+    """Or the event loop would call what waits no more, for as long as a message is there."""
+    pair = make_pair("posix", "msq")
+    mine("listen.py", {})
+    code = f"""
+import asyncio, listen
+async def main():
+    queue = listen.open_queue("{pair.name}")
+    task = asyncio.ensure_future(anext(listen.messages(queue, ())))
+    await asyncio.sleep(0)  # it has begun to wait
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    print(task.cancelled(), asyncio.get_running_loop().remove_reader(queue.mqd))
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=mine("", {}), env=ENV, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("True False\n", "")
+
+
 def test_the_worker_outlives_what_is_no_job(mine, make_pair):
     """Names at which posix_ipc crashes, text without end, and an asker who does not read."""
     pair, answers = make_pair("posix", "msq"), make_pair("posix", "msq")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import conftest
 import pytest
-from conftest import APIS, ENV, PRIMITIVES, ROOT, in_namespaces, in_no_chroot, readme
+from conftest import APIS, ENV, PRIMITIVES, ROOT, in_namespaces, in_no_chroot, missing, readme
 
 pytestmark = [pytest.mark.xdist_group("systemd"), in_namespaces]
 another = pytest.mark.xdist_group("another")  # with a manager of its own, for it takes long
@@ -181,8 +181,8 @@ def a_manager(name: str, *chroot: str) -> Iterator[Manager]:
         if not shutil.which(f"/lib/systemd/{program}"):
             pytest.skip(f"needs systemd: apt-get install systemd ({program})")
     for program in ("/usr/bin/python3", "pgrep", "make"):
-        if not shutil.which(program):
-            pytest.skip(f"needs {program}")
+        if absent := missing(program):
+            pytest.skip(absent)
     folder = Path("/tmp") / f"test-{name}-{os.getpid()}"
     folder.mkdir(mode=0o755)
     try:

@@ -153,9 +153,8 @@ def redis(path: Path) -> Iterator[set[str]]:
     server = start([program, *options, "--dir", str(folder)])
     redis_pid = server.pid
     with socket.socket(socket.AF_UNIX) as asking:
-        until(
-            lambda: asking.connect_ex(f"{path}.redis") == 0
-        )  # its file is there before it listens
+        # Its file is there before it listens.
+        until(lambda: asking.connect_ex(f"{path}.redis") == 0)
         asking.sendall(b"BLMPOP\r\n")
         old = b"unknown command" in asking.recv(4096)
     yield {"redis"} if old else {"redis", "redis-100"}
