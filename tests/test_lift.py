@@ -440,9 +440,10 @@ for thread in threads:
     thread.join()
 take(), take()
 last = threading.Thread(target=wait, daemon=api == "sysv")  # nothing wakes a System V wait
-last.start()
 try:
-    signal.pause()  # Ctrl-C in join() would make the interpreter forget the thread, before 3.13
+    last.start()
+    while True:  # Ctrl-C in join() would make the interpreter forget the thread, before 3.13
+        time.sleep(0.1)  # and just before a wait without a limit it would not end that
 finally:
     stop.append(1)
 """

@@ -314,7 +314,7 @@ def test_ctrl_c_ends_a_program_that_waits_at_once(mine, name, make_pair):
         else:
             until(lambda: "eventpoll" in open_files(process.pid), "the event loop")
         assert process.out == []
-        process.stop(signal.SIGINT, timeout=5)
+        assert process.stop(signal.SIGINT, timeout=5) == -signal.SIGINT
         assert process.out == []
     assert semaphore.value == 0
     semaphore.release(delta=3)
