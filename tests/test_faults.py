@@ -47,7 +47,7 @@ def drain(pair: Pair) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_lost_when_a_server_is_stopped(msq, number):
     """A stream of numbered messages, the server stopped and started again at random moments."""
-    restarts, lines = rounds(30), []
+    restarts, lines = rounds(20), []
     with msq.start("client", "-q", "-i0", "-c1000000000") as client:
         for _ in range(restarts):
             with msq.server() as server:
@@ -146,7 +146,7 @@ def whole(text: str) -> bool:
 
 def test_writers_killed_at_random_never_leave_a_mix(shm):
     """Two at once, SIGKILL; the server shows a whole text, or that a write was cut short."""
-    kills = rounds(60)
+    kills = rounds(40)
     shm.client("--size", 300_000, stdin="")
     files = {letter: texts_of(letter) for letter in "ab"}
     with shm.server("--changes", "-i0") as server:
@@ -285,20 +285,20 @@ def test_a_holder_that_is_killed(sem):
             until(lambda: server.texts[-1] == "semaphore: 2")
 
 
-OPENERS = 50
+SERVERS, CLIENTS = 10, 40  # fifty together
 
 
 def test_fifty_semaphore_starts_at_once(sem):
     for _ in range(rounds(1)):
         sem.remove()
-        done = finish(start_together([sem.argv("client")] * OPENERS))
+        done = finish(start_together([sem.argv("client")] * CLIENTS))
         taken = [out for out, err, status in done if status == 0]
         assert len(taken) == 2, done
         assert {err for out, err, status in done if status} == {
             f"{sem.script('client')}: {sem.thing}: Semaphore is busy\n"
         }
         sem.remove()
-        servers = start_together([sem.argv("server", "--value", "5")] * OPENERS)
+        servers = start_together([sem.argv("server", "--value", "5")] * SERVERS)
         for server in servers:
             assert server.stdout.readline().startswith("start ")
             assert server.stdout.readline().endswith(" semaphore: 5\n")
@@ -309,11 +309,11 @@ def test_fifty_semaphore_starts_at_once(sem):
 def test_fifty_queue_starts_at_once(msq):
     for _ in range(rounds(1)):
         msq.remove()
-        servers = start_together([msq.argv("server", "-c5")] * 10)
-        clients = start_together([msq.argv("client", "-c1", "-q")] * OPENERS)
+        servers = start_together([msq.argv("server", "-c4")] * SERVERS)
+        clients = start_together([msq.argv("client", "-c1", "-q")] * CLIENTS)
         assert {(out, err, status) for out, err, status in finish(clients)} == {("", "", 0)}
         assert all(
-            (err, status, out.count("{'count': 1}")) == ("", 0, 5)
+            (err, status, out.count("{'count': 1}")) == ("", 0, 4)
             for out, err, status in finish(servers)
         )
 
@@ -321,9 +321,9 @@ def test_fifty_queue_starts_at_once(msq):
 def test_fifty_segment_starts_at_once(shm):
     for turn in range(rounds(1)):
         shm.remove_all()
-        servers = start_together([shm.argv("server", "-c3", "-i0.1")] * 10)
+        servers = start_together([shm.argv("server", "-c3", "-i0.1")] * SERVERS)
         clients = start_together(
-            [["sh", "-c", 'echo text | "$0" "$@"', *shm.argv("client")]] * OPENERS,
+            [["sh", "-c", 'echo text | "$0" "$@"', *shm.argv("client")]] * CLIENTS,
         )
         assert set(finish(clients)) == {(f"write to {shm.thing}\n", "", 0)}
         for out, err, status in finish(servers):

@@ -98,7 +98,11 @@ class Terminal:
 
     @property
     def printed(self) -> list[str]:
-        return [normal(line) for line in self.out.read_text().splitlines()]
+        """Without what GNU Make says when its child ends in the moment of Ctrl-C: it waits for the
+        child in the handler of the signal, when the wait that the signal interrupted has had it."""
+        makes = ("make: *** wait: No child", "make: *** Waiting for unfinished jobs")
+        lines = self.out.read_text().splitlines()
+        return [normal(line) for line in lines if not line.startswith(makes)]
 
     def wait(self, command: str) -> None:
         try:
