@@ -14,6 +14,7 @@ Read sysvipc(7), then sysv_sem_client.py; posix_sem_server.py is its POSIX twin.
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
 import contextlib
+import ctypes
 import os
 import time
 from collections.abc import Iterator, Sized
@@ -63,7 +64,8 @@ def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> I
                 yield value
             previous = value
             due = time.monotonic() + max(interval, 0.01)
-        time.sleep(max(0, min(due - time.monotonic(), 0.9)))  # a signal does not end it (PEP 475)
+        pause = max(0, min(due - time.monotonic(), 1))  # then look at `stop` again
+        ctypes.CDLL(None).usleep(int(pause * 1e6))  # a signal ends it, unlike time.sleep (PEP 475)
 
 
 # --- the command line

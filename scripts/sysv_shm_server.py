@@ -120,7 +120,7 @@ def main() -> int:
             if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
                 return common.complain(args.key, "the segment was removed")
             if (pause := due - time.monotonic()) > 0:
-                time.sleep(min(pause, 0.9))  # then look again: no signal ends it (PEP 475)
+                LIBC.usleep(int(min(pause, 1) * 1e6))  # unlike time.sleep, a signal ends it
                 continue
             due = time.monotonic() + max(args.interval, 0.01)
             try:

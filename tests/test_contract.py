@@ -30,6 +30,7 @@ from conftest import (
     capable,
     in_namespaces,
     needs,
+    state,
     until,
     waits_in,
 )
@@ -590,7 +591,7 @@ def test_a_client_ends_by_the_signal(pair, number):
 
 def test_an_idle_server_sleeps(pair):
     """About one wake-up a second: counted as voluntary context switches over some seconds."""
-    with pair.server("-i60") if pair.primitive != "msq" else pair.server() as server:
+    with pair.server() as server:
         server.wait_line("start")
 
         def switches() -> int:
@@ -599,4 +600,18 @@ def test_an_idle_server_sleeps(pair):
 
         before = switches()
         time.sleep(4)  # the time is what is measured against
-        assert switches() - before <= 8
+        assert switches() - before <= 6
+
+
+def test_a_stop_ends_the_sleep_of_a_server(pair):
+    """It does not wait for the end of the pause; one of three may be held up by other processes."""
+    options = [] if pair.primitive == "msq" else ["-i60"]
+    took = []
+    for _ in range(3):
+        with pair.server(*options) as server:
+            server.wait_line("start" if pair.primitive == "msq" else ":")
+            until(lambda: state(server.pid) == "S")
+            began = time.monotonic()
+            assert server.stop() == 0
+            took.append(time.monotonic() - began)
+    assert min(took) < 0.5

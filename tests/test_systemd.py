@@ -32,8 +32,8 @@ def environment() -> Path:
     atexit.register(shutil.rmtree, folder)
     venv = folder / ".venv"
     subprocess.run(["/usr/bin/python3", "-m", "venv", "--without-pip", venv], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", venv / "bin/python", "install", "--quiet"]
-    subprocess.run([*pip, "-r", ROOT / "requirements.txt"], env=ENV, check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin/python"), "install", "-q"]
+    subprocess.run([*pip, "-r", str(ROOT / "requirements.txt")], env=ENV, check=True)
     shutil.copy(ROOT / "requirements.txt", venv / ".setup")
     return venv
 
