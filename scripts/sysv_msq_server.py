@@ -32,8 +32,8 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
             # Here the mode asks to read only. A message over 16 MiB would never leave the queue.
             queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=2**24)
-            for owner in {queue.uid, queue.cuid} - {os.geteuid()}:  # cuid: its creator
-                raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+            if {queue.uid, queue.cuid} != {os.geteuid()}:  # cuid made it, and keeps all rights
+                raise PermissionError(f"belongs to uid {queue.uid}, made by uid {queue.cuid}")
             return queue
 
 

@@ -41,8 +41,9 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
             new.mode = mode
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
             semaphore = sysv_ipc.Semaphore(key, mode=0)
-            for owner in {semaphore.uid, semaphore.cuid} - {os.geteuid()}:  # cuid: its creator
-                raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+            if {semaphore.uid, semaphore.cuid} != {os.geteuid()}:  # cuid made it, and keeps rights
+                uids = f"uid {semaphore.uid}, made by uid {semaphore.cuid}"
+                raise PermissionError(f"belongs to {uids}")
             for _ in range(300):
                 if semaphore.o_time:  # its creator is done
                     return semaphore

@@ -26,14 +26,14 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
     """Make the segment of so many bytes, or open it. Raises PermissionError for another user's."""
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
         lock = sysv_ipc.Semaphore(~key, mode=0o400)
-        for owner in {lock.uid, lock.cuid} - {os.geteuid()}:  # its creator (cuid) keeps all rights
-            raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+        if {lock.uid, lock.cuid} != {os.geteuid()}:  # cuid made it, and keeps all rights
+            raise PermissionError(f"belongs to uid {lock.uid}, made by uid {lock.cuid}")
     try:
         segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX wipes it
     except (ValueError, sysv_ipc.PermissionsError):  # it is smaller, or to be read only
         segment = sysv_ipc.SharedMemory(key, mode=0o400)
-    for owner in {segment.uid, segment.cuid} - {os.geteuid()}:
-        raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+    if {segment.uid, segment.cuid} != {os.geteuid()}:
+        raise PermissionError(f"belongs to uid {segment.uid}, made by uid {segment.cuid}")
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is one; a new one is first 0
         sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
     sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
