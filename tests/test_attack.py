@@ -142,7 +142,7 @@ def test_a_part_of_a_line_is_not_taken_for_a_line(make_pair, api, primitive, tmp
     def feed(log: Path, when: int, rest: bytes) -> int:
         read, write = os.pipe()
         os.set_blocking(read, False)
-        os.write(write, b'"first ha')
+        os.write(write, b'"first"')  # which is JSON by itself
         with halted(log, "fcntl", when, argv, stdin=read) as (client, go_on):
             os.write(write, rest)
             os.close(write)
@@ -154,7 +154,7 @@ def test_a_part_of_a_line_is_not_taken_for_a_line(make_pair, api, primitive, tmp
     log = tmp_path / "count"
     read, write = os.pipe()
     os.set_blocking(read, False)
-    os.write(write, b'"first ha')
+    os.write(write, b'"first"')
     counted = traced(log, "fcntl", "delay_exit=0", argv)
     done = subprocess.run(counted, stdin=read, env=ENV, capture_output=True, text=True)
     assert (done.returncode, "unavailable" in done.stderr) == (1, True)  # as cat(1) says it
@@ -162,7 +162,7 @@ def test_a_part_of_a_line_is_not_taken_for_a_line(make_pair, api, primitive, tmp
     when = max(number for number, line in enumerate(calls, 1) if "(0, F_GETFL" in line)
     os.close(write)
     os.close(read)
-    assert feed(tmp_path / "log", when, b'lf"\n') == 1
+    assert feed(tmp_path / "log", when, b" half\n") == 1
     if primitive == "msq":
         with pair.opened(**({"mode": 0o400} if api == "sysv" else {})) as queue:
             assert queue.current_messages == 0

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sysv_ipc
 from conftest import CALLS, ENV, SCRIPTS, Pair, Process, needs, until, with_glibc
+from test_contract import mode_of
 
 CUT = "# --- the command line"
 PAGES = sorted(path.stem for path in SCRIPTS.glob("*_*_*.py"))
@@ -253,6 +254,18 @@ def test_a_function_leaves_the_process_as_it_was(page, make_pair, tmp_path):
     functions = {n.name for n in ast.parse(upper(page)).body if isinstance(n, ast.FunctionDef)}
     assert functions <= {*last.split(), "locked"}, "the steps call each"
     assert ("locked" in functions) == ("__enter__" in last)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_mode_that_a_function_is_given_is_exact(page, make_pair, tmp_path):
+    """Whatever the umask, also a mode that keeps the maker out, which stops nobody who is root."""
+    api, primitive, side = page.split("_")
+    pair = make_pair(api, primitive)
+    mode = 0o640 if os.geteuid() else 0o440
+    opens = {"msq": "queue", "shm": "segment", "sem": "semaphore"}[primitive]
+    code = f"os.umask(0o077)\nscript.open_{opens}(thing, {mode})"
+    done = run(program(pair, side, code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr, mode_of(pair)) == ("", "", mode)
 
 
 def test_an_import_changes_nothing(tmp_path):
