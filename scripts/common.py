@@ -48,7 +48,7 @@ SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
 
 
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
-    if not text.isprintable():  # a terminal would obey it
+    if not text.isprintable():  # a terminal obeys what is not
         text = text.translate({ord(c): repr(c)[1:-1] for c in set(text) if not c.isprintable()})
     if timed:
         second, nanosecond = divmod(time.time_ns(), 10**9)
@@ -81,7 +81,7 @@ def compare(thing: object, what: str, given: int | None, actual: int, form: str 
 
 
 def stop_signals(numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> set[int]:
-    """Return a set into which handlers put SIGINT and SIGTERM when they come, from now on."""
+    """Return a set into which handlers put these signals when they come, from now on."""
     noted: set[int] = set()
     for number in numbers:
         signal.signal(number, lambda came, frame: noted.add(came))

@@ -33,7 +33,8 @@ def open_queue(name: str, mode: int = 0o600) -> "posix_ipc.MessageQueue":  # mac
 def send(
     queue: "posix_ipc.MessageQueue", body: bytes, timeout: float | None = None, priority: int = 0
 ) -> None:
-    """Send a message; while the queue is full, wait that many seconds (None: for ever).
+    """Send a message; while the queue is full, wait that many seconds (None: for ever). The highest
+    priority, of 0 to 32767, is received first.
 
     Raises posix_ipc.BusyError when it stays full, ValueError when the message is too long, and
     posix_ipc.ExistentialError when the queue was removed. Works in any thread. A signal handler

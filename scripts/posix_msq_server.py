@@ -25,8 +25,8 @@ def open_queue(
     name: str, mode: int = 0o600, max_messages: int = 10, max_message_size: int = 8192
 ) -> "posix_ipc.MessageQueue":  # in quotation marks, for macOS has no such type
     """Make the queue, or open the one that is there, to receive from it. The mode and the limits
-    (the size in bytes) are those of a new queue. Raises PermissionError for another user's queue,
-    ValueError for a limit that is over the system's."""
+    (the size in bytes) are a new one's. Raises PermissionError, or posix_ipc.PermissionsError, for
+    another user's queue, ValueError for a limit that is over the system's."""
     limits = max_messages, max_message_size
     try:
         queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, *limits, write=False)
@@ -53,7 +53,7 @@ def messages(queue: "posix_ipc.MessageQueue", stop: Sized) -> Iterator[bytes]:
             if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
                 raise posix_ipc.ExistentialError("the queue was removed")
         try:
-            # The time limit is for a signal that comes just before the wait, and does not end it.
+            # The limit is for a signal that comes just before the wait, and so does not end it.
             body, _priority = queue.receive(0.9)
         except (posix_ipc.BusyError, posix_ipc.SignalError):
             continue
@@ -99,10 +99,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     add("-n", "--name", type=common.name, default="/test", help="use this name (default: /test)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N messages (else never)")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")
-    add("--max-messages", type=common.natural, metavar="N", help="a new one holds N (default: 10)")
+    add("--max-messages", type=common.natural, metavar="N", help="of a new queue (default: 10)")
     how_long = "the longest message of a new queue (default: 8192)"
     add("--max-message-size", type=common.natural, metavar="BYTES", help=how_long)
     add("--clean", action="store_true", help="remove the queue and exit")

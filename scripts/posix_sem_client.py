@@ -45,7 +45,7 @@ def removed(semaphore: posix_ipc.Semaphore) -> bool:
 
 def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: Sized = ()) -> None:
     """Take one, in any thread, within so many seconds (None: for ever). Raises posix_ipc.BusyError,
-    posix_ipc.ExistentialError: removed, InterruptedError: `stop`. Drops what a handler raises."""
+    posix_ipc.ExistentialError: removed, InterruptedError: `stop`. Only Ctrl-C's handler raises."""
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
         if removed(semaphore):

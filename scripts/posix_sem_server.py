@@ -32,8 +32,9 @@ def file_of(name: str) -> str:
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there. Mode and value are a new one's.
-    Raises PermissionError for another user's semaphore, ValueError for a file that is none."""
+    """Make the semaphore, or open the one that is there. Mode and value are a new one's. Raises
+    PermissionError, or posix_ipc.PermissionsError, for another user's semaphore, and ValueError for
+    a file that is none."""
     while True:
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # if it is there
             posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
@@ -43,7 +44,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
             file = os.stat(file_of(name))
             if file.st_uid != os.geteuid():
                 raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")
-            if file.st_size not in (16, 32):  # of a sem_t; to look at it would be a SIGBUS
+            if file.st_size not in (16, 32):  # of a sem_t; in a shorter file, a SIGBUS
                 raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
             return semaphore
 
@@ -59,7 +60,8 @@ def removed(semaphore: posix_ipc.Semaphore) -> bool:
 def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
     """Yield the value, and again when it has changed, until `stop` has something in it.
 
-    Raises posix_ipc.ExistentialError when the semaphore was removed. Works in any thread.
+    It looks every `interval` seconds. Raises posix_ipc.ExistentialError when the semaphore was
+    removed. Works in any thread.
     """
     previous = None
     due = time.monotonic()
@@ -73,7 +75,7 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
             previous = value
             due = time.monotonic() + max(interval, 0.01)
         pause = max(0, min(due - time.monotonic(), 1))  # then look at `stop` again
-        ctypes.CDLL(None).usleep(int(pause * 1e6))  # a signal ends it, unlike time.sleep (PEP 475)
+        ctypes.CDLL(None).usleep(int(pause * 1e6))  # unlike time.sleep, a signal ends it (PEP 475)
 
 
 # --- the command line

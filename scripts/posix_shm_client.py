@@ -3,8 +3,8 @@
     posix_shm_client.py             type lines; Ctrl-D ends it
     date | posix_shm_client.py      the same from a pipe
 
-Shows shm_open(3), flock(2) as the lock, and how to write so that nobody sees half a text: UTF-8
-from the first byte, a NUL unless it fills the segment, 0x01 last while it is written.
+Shows shm_open(3), flock(2) as the lock, and how to write whole texts: in UTF-8 from the first
+byte, a NUL after it unless it fills the segment, 0x01 last while it is written.
 Read shm_overview(7), then posix_shm_server.py; sysv_shm_client.py is its System V twin.
 """
 
@@ -49,7 +49,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
-    seconds. It is the open file's: each thread opens the segment itself, and locks it once."""
+    seconds. It is the open file's: each thread or fork opens the segment itself, locks it once."""
     try:
         for _ in range(max(round(timeout * 100), 0) + 1):
             with contextlib.suppress(BlockingIOError):
@@ -75,7 +75,7 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         size = os.fstat(segment.fd).st_size
         most = min(size, 2**31 - 4096)  # pwrite(2) writes no more at once
         if not size or len(data) > most or b"\0" in data or data[size - 1 :] == WRITING:
-            raise ValueError(f"the text does not fit: {len(data)} bytes, the segment has {size}")
+            raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time or may fail comes first. NULs are to cover the rest of the old text.
         old = size if os.pread(segment.fd, 1, size - 1) == WRITING else 0
         while old < size and b"\0" not in os.pread(segment.fd, 4096, old):

@@ -1,6 +1,6 @@
 """POSIX shared memory, the server: prints the text in the segment every 3 seconds.
 
-    posix_shm_server.py             in one terminal, and posix_shm_client.py in another
+    posix_shm_server.py            in one terminal (Ctrl-C ends it), posix_shm_client.py in another
 
 Shows shm_open(3), posix_fallocate(3), flock(2), and how to read whole texts only, whoever dies.
 Read shm_overview(7), then posix_shm_client.py; sysv_shm_server.py is its System V twin.
@@ -45,7 +45,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
-    seconds. It is the open file's: each thread opens the segment itself, and locks it once."""
+    seconds. It is the open file's: each thread or fork opens the segment itself, locks it once."""
     try:
         for _ in range(max(round(timeout * 100), 0) + 1):
             with contextlib.suppress(BlockingIOError):
@@ -92,7 +92,7 @@ def main() -> int:
     add = parser.add_argument
     add("-n", "--name", type=common.name, default="/test", help="use this name (default: /test)")
     add("-i", "--interval", type=common.seconds, default=3, help="pause in seconds (default: 3)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N readings (else never)")
     add("--changes", action="store_true", help="print the text only when it has changed")
     add("--size", type=common.size, metavar="BYTES", help="size of a new segment (default: 4096)")
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new segment (default: 600)")
@@ -120,7 +120,7 @@ def main() -> int:
             if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
                 return common.complain(args.name, "the segment was removed")
             if (pause := due - time.monotonic()) > 0:
-                ctypes.CDLL(None).usleep(int(min(pause, 1) * 1e6))  # a signal ends it (PEP 475)
+                ctypes.CDLL(None).usleep(int(min(pause, 1) * 1e6))  # unlike sleep, a signal ends it
                 continue
             due = time.monotonic() + max(args.interval, 0.01)
             try:

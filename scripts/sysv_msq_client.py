@@ -54,7 +54,7 @@ def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: 
                     raise ValueError(f"{len(body)} bytes are {limit}") from None
             if not block:
                 raise
-        with contextlib.suppress(sysv_ipc.Error):  # EINTR (a handler, Ctrl-Z); removed: see above
+        with contextlib.suppress(sysv_ipc.Error):  # EINTR; removed: the next send above raises
             queue.send(body, type=msgtyp)
             return
 

@@ -25,7 +25,7 @@ import sysv_ipc
 
 def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
     """Make the queue, or open the one that is there, to receive from it. The mode is that of a new
-    queue. Raises PermissionError for another user's queue."""
+    queue. Raises PermissionError, or sysv_ipc.PermissionsError, for another user's queue."""
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if it is there
             sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
@@ -39,24 +39,26 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 
 def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iterator[bytes]:
     """Yield the body of each message, until `stop` has something in it. Main thread only: as
-    msgrcv(2) has no time limit, SIGALRM ends its wait, and signals reach that thread alone.
+    msgrcv(2) has no time limit, SIGALRM ends its wait, and only that thread may set its handler.
 
-    A handler that fills `stop` must not raise: the message that msgrcv(2) has just taken off the
-    queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed."""
+    A signal handler may put it there, but must not raise: the message that msgrcv(2) has just taken
+    off the queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed, and
+    sysv_ipc.PermissionsError when its mode no longer lets you in."""
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
-        except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if it rang before the wait)
+        except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
             began = time.monotonic()
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-            left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
-            rang = signal.SIGALRM in signal.sigpending()  # which the program has not seen yet
             handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
+            left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
+            rang = signal.SIGALRM in signal.sigpending()  # an alarm of the program, not yet seen
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
                 body, _type = queue.receive(type=msgtyp)
             except sysv_ipc.Error:  # the alarm rang, or it is an error, which comes again above
+                time.sleep(0)  # a handler that raises does it here, and not in the finally
                 continue
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -83,10 +85,7 @@ import common
 import itertools
 import json
 
-CURES = {
-    "permission": "`ipcs -q` shows owner and mode",
-    "system limit": "kernel.msgmni is the limit",
-}
+CURES = {"permi": "`ipcs -q` shows owner and mode", "system limit": "kernel.msgmni is the limit"}
 ENDS = (sysv_ipc.ExistentialError, sysv_ipc.PermissionsError, common.OutputError, MemoryError)
 DECODER = json.JSONDecoder(parse_constant=int)  # int("NaN") raises: NaN is not JSON
 
@@ -105,7 +104,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
     add = parser.add_argument
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N messages (else never)")
     add("--json", action="store_true", help="print only JSON; the rest goes to standard error")
     types = common.number("-2147483647", "2147483647")
     which = "take only messages of type N, or for -N the lowest type up to N (default: 0, any)"

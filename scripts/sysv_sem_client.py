@@ -16,6 +16,7 @@ import errno
 import os
 import struct
 import time
+from collections.abc import Sized
 
 import sysv_ipc
 
@@ -42,30 +43,32 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
                 if semaphore.o_time:  # its creator is done
                     return semaphore
                 time.sleep(0.01)
-            raise TimeoutError("never got its value: did its creator die? `ipcrm -S KEY`")
+            raise TimeoutError(f"never got its value: did its creator die? `ipcrm -S {key}`")
 
 
-def acquire(semaphore: sysv_ipc.Semaphore, timeout: float | None = None, by: int = 1) -> None:
-    """Take that many, up to 32767 (0: wait until there is none), in any thread. While there are not
-    so many, wait so many seconds (None: for ever, and no other thread can end that). Raises
-    sysv_ipc.BusyError then, and sysv_ipc.ExistentialError when the semaphore was removed."""
+def acquire(
+    semaphore: sysv_ipc.Semaphore, timeout: float | None = None, stop: Sized = (), by: int = 1
+) -> None:
+    """Take that many, up to 32767 (0: wait until there is none), in any thread, within so many
+    seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
+    InterruptedError: `stop`."""
     # sysv_ipc has semaphore.acquire(delta=by) for this, and semaphore.Z() for 0, but no time limit.
     # The call that has one is semtimedop(2), with a struct sembuf (Hhh) and a struct timespec (ll).
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
-    left = 1e9 if timeout is None else max(timeout, 0)  # 1e9: thirty years
-    end = time.monotonic() + left
-    while True:
+    end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
+    while not stop:
+        left = max(0, min(end - time.monotonic(), 0.9))  # then look at `stop` again
         limit = struct.pack("ll", int(left), int(left % 1 * 1e9))
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()
         if failed in (errno.EIDRM, errno.EINVAL):  # EINVAL: it was gone before
             raise sysv_ipc.ExistentialError("the semaphore was removed")
-        if failed == errno.EAGAIN:
-            raise sysv_ipc.BusyError("Semaphore is busy")
-        if failed != errno.EINTR:  # a signal (a handler, Ctrl-Z) ends the wait, whatever it is
+        if failed not in (errno.EAGAIN, errno.EINTR):  # EINTR: a handler has run, or Ctrl-Z came
             raise OSError(failed, os.strerror(failed))
-        left = max(end - time.monotonic(), 0)
+        if failed == errno.EAGAIN and time.monotonic() >= end:
+            raise sysv_ipc.BusyError("Semaphore is busy")
+    raise InterruptedError("stopped")
 
 
 # --- the command line
@@ -98,7 +101,7 @@ def main() -> int:
     wait("-t", "--timeout", type=common.seconds, default=0, help="seconds to wait (default: 0)")
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
     add("--value", type=common.number("0", "32767"), help="of a new semaphore (default: 2)")
-    words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
+    words = add("command", nargs="*", metavar="-- COMMAND", help="hold it while it runs")
     words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     args = parser.parse_args(sys.argv[1 : len(sys.argv) - len(command)])
@@ -115,7 +118,7 @@ def main() -> int:
         if args.release:
             semaphore.release(delta=args.by)
         else:
-            acquire(semaphore, args.timeout, 0 if args.zero else args.by)
+            acquire(semaphore, args.timeout, by=0 if args.zero else args.by)
         CURES.clear()  # what fails now is the command, or the output
         if command:
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and execve(2)

@@ -27,8 +27,9 @@ import sysv_ipc
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
     """Make the semaphore, or open the one that is there. Mode and value (to 32767) are a new one's.
 
-    Raises PermissionError for another user's semaphore, TimeoutError for one whose creator died
-    before it had its value (W. Richard Stevens, UNIX Network Programming 2, section 11.2).
+    Raises PermissionError, or sysv_ipc.PermissionsError, for another user's semaphore, TimeoutError
+    for one whose creator died before it had its value (W. Richard Stevens, UNIX Network Programming
+    2, section 11.2).
     """
     while True:  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # if it is there
@@ -48,13 +49,14 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
                 if semaphore.o_time:  # its creator is done
                     return semaphore
                 time.sleep(0.01)
-            raise TimeoutError("never got its value: did its creator die? --clean removes it")
+            raise TimeoutError(f"never got its value: did its creator die? `ipcrm -S {key}`")
 
 
 def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
     """Yield the value, and again when it has changed, until `stop` has something in it.
 
-    Raises sysv_ipc.ExistentialError when the semaphore was removed. Works in any thread.
+    It looks every `interval` seconds. Raises sysv_ipc.ExistentialError when the semaphore was
+    removed. Works in any thread.
     """
     previous = None
     due = time.monotonic()
@@ -66,7 +68,7 @@ def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> I
             previous = value
             due = time.monotonic() + max(interval, 0.01)
         pause = max(0, min(due - time.monotonic(), 1))  # then look at `stop` again
-        ctypes.CDLL(None).usleep(int(pause * 1e6))  # a signal ends it, unlike time.sleep (PEP 475)
+        ctypes.CDLL(None).usleep(int(pause * 1e6))  # unlike time.sleep, a signal ends it (PEP 475)
 
 
 # --- the command line

@@ -23,14 +23,14 @@ import sysv_ipc
 
 # --- the segment: these functions work in any program
 
-LIBC = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
+LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2), which sysv_ipc does not have
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
     """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
-    flags = sysv_ipc.IPC_CREAT  # IPC_CREX wipes it
+    flags = sysv_ipc.IPC_CREAT  # sysv_ipc fills what IPC_CREX makes
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
         if sysv_ipc.Semaphore(~key).uid != os.geteuid():
             flags = 0  # another user's lock, so it is for that user to make the segment
@@ -39,7 +39,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
     except ValueError:  # the one there is smaller, or size is over kernel.shmmax
         segment = sysv_ipc.SharedMemory(key)
     if segment.uid == os.geteuid():  # the lock of another user's segment is his to make
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # there is one; a new one is first 0
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
             sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
         sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
     return segment
@@ -47,7 +47,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock ~KEY, once. Raises TimeoutError, sysv_ipc.Error if it never got its value."""
+    """Hold the lock ~KEY, once. After so many seconds raises TimeoutError, or sysv_ipc.Error."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
@@ -76,7 +76,7 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
             raise sysv_ipc.ExistentialError("the segment was removed")
         size = segment.size
         if len(data) > size or b"\0" in data or data[size - 1 :] == WRITING:
-            raise ValueError(f"the text does not fit: {len(data)} bytes, the segment has {size}")
+            raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time comes first. NULs are to cover the rest of the old text.
         old = size if segment.read(1, size - 1) == WRITING else 0
         while old < size and b"\0" not in segment.read(4096, old):

@@ -1,6 +1,6 @@
 """System V shared memory, the server: prints the text in the segment every 3 seconds.
 
-    sysv_shm_server.py              in one terminal, and sysv_shm_client.py in another
+    sysv_shm_server.py              in one terminal (Ctrl-C ends it), sysv_shm_client.py in another
 
 Shows shmget(2), shmat(2), a semaphore as the lock, and how to read whole texts only, whoever dies.
 Read sysvipc(7), then sysv_shm_client.py; posix_shm_server.py is its POSIX twin.
@@ -19,22 +19,22 @@ from collections.abc import Iterator
 import sysv_ipc
 
 # --- the segment: these functions work in any program
-LIBC = ctypes.CDLL(None)  # for semtimedop(2): sysv_ipc has only semop(2), without the timespec
+LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2), which sysv_ipc does not have
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
-    """Make the segment of so many bytes, or open it. Raises PermissionError for another user's."""
+    """Make (of so many bytes) or open it. Raises PermissionError or sysv_ipc.PermissionsError."""
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
         lock = sysv_ipc.Semaphore(~key, mode=0o400)
         if {lock.uid, lock.cuid} != {os.geteuid()}:  # cuid made it, and keeps all rights
             raise PermissionError(f"belongs to uid {lock.uid}, made by uid {lock.cuid}")
     try:
-        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX wipes it
+        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX fills it
     except (ValueError, sysv_ipc.PermissionsError):  # it is smaller, or to be read only
         segment = sysv_ipc.SharedMemory(key, mode=0o400)
     if {segment.uid, segment.cuid} != {os.geteuid()}:
         raise PermissionError(f"belongs to uid {segment.uid}, made by uid {segment.cuid}")
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # there is one; a new one is first 0
+    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
         sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
     sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
     return segment
@@ -42,7 +42,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock ~KEY, once. Raises TimeoutError, sysv_ipc.Error if it never got its value."""
+    """Hold the lock ~KEY, once. After so many seconds raises TimeoutError, or sysv_ipc.Error."""
     lock = sysv_ipc.Semaphore(~segment.key)
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
@@ -92,7 +92,7 @@ def main() -> int:
     add = parser.add_argument
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-i", "--interval", type=common.seconds, default=3, help="pause in seconds (default: 3)")
-    add("-c", "--count", type=common.count, metavar="N", help="stop after N (default: never)")
+    add("-c", "--count", type=common.count, metavar="N", help="stop after N readings (else never)")
     add("--changes", action="store_true", help="print the text only when it has changed")
     add("--size", type=common.size, metavar="BYTES", help="size of a new segment (default: 4096)")
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new segment (default: 600)")

@@ -590,7 +590,8 @@ def test_a_client_ends_by_the_signal(pair, number):
 
 
 def test_an_idle_server_sleeps(pair):
-    """About one wake-up a second: counted as voluntary context switches over some seconds."""
+    """About one wake-up a second: counted as voluntary context switches over some seconds, which on
+    a busy machine may have others among them."""
     with pair.server() as server:
         server.wait_line("start")
 
@@ -598,9 +599,12 @@ def test_an_idle_server_sleeps(pair):
             with open(f"/proc/{server.pid}/status") as file:
                 return int(re.search(r"^voluntary_ctxt_switches:\s(\d+)", file.read(), re.M)[1])
 
-        before = switches()
-        time.sleep(4)  # the time is what is measured against
-        assert switches() - before <= 6
+        def switches_in_four_seconds() -> int:
+            before = switches()
+            time.sleep(4)  # the time is what is measured against
+            return switches() - before
+
+        assert any(switches_in_four_seconds() <= 6 for _ in range(3))
 
 
 def test_a_stop_ends_the_sleep_of_a_server(pair):

@@ -157,10 +157,12 @@ fails(package.BusyError, script.acquire, semaphore, 0.1)
 for limit in (None, 5):
     soon(other.release)
     works(script.acquire, semaphore, limit)
-if api == "posix":
-    fails(InterruptedError, script.acquire, semaphore, None, [1])
-else:
-    works(script.acquire, semaphore, 5, 0)
+fails(InterruptedError, script.acquire, semaphore, None, [1])
+stop = []
+soon(stop.append, 1)
+fails(InterruptedError, script.acquire, semaphore, None, stop)
+if api == "sysv":
+    works(script.acquire, semaphore, 5, [], 0)
 remove()
 fails(package.ExistentialError, script.acquire, semaphore, 5)
 """,
@@ -254,6 +256,54 @@ def test_a_function_leaves_the_process_as_it_was(page, make_pair, tmp_path):
     functions = {n.name for n in ast.parse(upper(page)).body if isinstance(n, ast.FunctionDef)}
     assert functions <= {*last.split(), "locked"}, "the steps call each"
     assert ("locked" in functions) == ("__enter__" in last)
+
+
+# For each page, a call that waits until a signal comes.
+HELD = """
+segment, another = script.open_segment(thing), script.open_segment(thing)
+lock = script.locked(another)
+lock.__enter__()
+"""
+WAITING = {
+    "msq_server": "queue = script.open_queue(thing)\nwait = script.messages(queue, []).__next__",
+    "msq_client": """
+queue = script.open_queue(thing)
+package.MessageQueue(thing)
+try:
+    while True:
+        script.send(queue, bytes(1000), {"posix": 0, "sysv": False}[api])
+except package.BusyError:
+    wait = lambda: script.send(queue, bytes(1000))
+""",
+    "shm_server": f"{HELD}wait = lambda: script.read_text(segment)",
+    "shm_client": f"{HELD}wait = lambda: script.write_text(segment, 'text')",
+    "sem_server": """
+values = script.values(script.open_semaphore(thing), [])
+next(values)
+wait = values.__next__
+""",
+    "sem_client": "wait = lambda: script.acquire(script.open_semaphore(thing, value=0))",
+}
+INTERRUPTED = """
+signal.signal(signal.SIGINT, signal.default_int_handler)
+before = state()
+soon(os.kill, os.getpid(), signal.SIGINT)
+try:
+    wait()
+except KeyboardInterrupt:
+    after = state()
+    print(*(f"{what}: {before[what]} to {after[what]}" for what in before
+            if before[what] != after[what]))
+"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_wait_that_ctrl_c_ends_leaves_the_process_as_it_was(page, make_pair, tmp_path):
+    """By Python's own handler, which raises KeyboardInterrupt in the middle of it."""
+    api, primitive, side = page.split("_")
+    code = (OWN, WAITING[f"{primitive}_{side}"], INTERRUPTED)
+    done = run(program(make_pair(api, primitive), side, *code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -428,11 +478,10 @@ def test_a_limit_in(where, api, make_pair, tmp_path):
 import asyncio
 semaphore = script.open_semaphore(thing, value=2)
 stop, inside, most = [], [], []
-def take(limit=None):
-    script.acquire(semaphore, limit, *([stop] if api == "posix" else []))
+def take():
+    script.acquire(semaphore, None, stop)
 def wait():
-    # Not by print(), whose lock a daemon thread would take with it to the end of the interpreter.
-    os.write(1, f"{max(most)} {semaphore.value}\\n".encode())
+    print(max(most), semaphore.value, flush=True)
     try:
         take()
     except InterruptedError:
@@ -452,7 +501,7 @@ for thread in threads:
 for thread in threads:
     thread.join()
 take(), take()
-last = threading.Thread(target=wait, daemon=api == "sysv")  # nothing wakes a System V wait
+last = threading.Thread(target=wait)
 try:
     last.start()
     while True:  # Ctrl-C in join() would make the interpreter forget the thread, before 3.13
@@ -462,14 +511,7 @@ finally:
 """
     coroutines = """
 async def work():
-    if api == "posix":
-        await asyncio.to_thread(take)
-    while api == "sysv":  # which is not told to stop: no thread may wait in it
-        try:
-            take(0)
-            break
-        except package.BusyError:
-            await asyncio.sleep(0.001)
+    await asyncio.to_thread(take)
     inside.append(1)
     most.append(len(inside))
     await asyncio.sleep(0.01)
@@ -479,10 +521,7 @@ async def main():
     try:
         await asyncio.gather(*(work() for _ in range(6)))
         take(), take()
-        if api == "posix":
-            await asyncio.to_thread(wait)
-        print(max(most), semaphore.value, flush=True)
-        await work()
+        await asyncio.to_thread(wait)
     finally:
         stop.append(1)
 asyncio.run(main())
@@ -492,7 +531,7 @@ asyncio.run(main())
         limit.wait_line("2 0")
         assert limit.stop(signal.SIGINT) == -signal.SIGINT
         assert limit.err[-1] == "KeyboardInterrupt"
-        assert limit.out == ["2 0", *(["gave up"] if api == "posix" else [])]
+        assert limit.out == ["2 0", "gave up"]
 
 
 def test_a_limit_leaves_no_alarm_behind(make_pair, tmp_path):

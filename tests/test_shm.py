@@ -212,7 +212,7 @@ def test_a_posix_segment_truncated_or_enlarged_under_both(make_pair, size):
             server.wait_line("after")
         else:
             until(lambda: client.err)
-            assert client.err[0].endswith(f"the text does not fit: 5 bytes, the segment has {size}")
+            assert client.err[0].endswith(f"the text does not fit, or has a NUL: 5 bytes of {size}")
         client.stdin.close()
         assert client.wait() == (0 if size > 10 else 1)
         assert server.stop() == 0
