@@ -58,7 +58,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
                 body, _type = queue.receive(type=msgtyp)
             except sysv_ipc.Error:  # the alarm rang, or it is an error, which comes again above
-                os.getpid()  # at a call Python runs handlers: one that raises does it here, not below
+                os.getpid()  # at a call Python runs handlers: one that raises does so here
                 continue
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
