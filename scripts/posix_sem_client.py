@@ -76,7 +76,7 @@ STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 
 def hold(command: list[str], heeded: set[int], stop: set[int]) -> int:
-    """Run the command, pass signals on to it, and return its exit status as a shell shows it."""
+    """Run the command, pass signals on, but no Ctrl-C that its group has got, return its status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide the status
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded | {signal.SIGCHLD})
     if stop or heeded & signal.sigpending():
@@ -84,8 +84,8 @@ def hold(command: list[str], heeded: set[int], stop: set[int]) -> int:
     default = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and execve(2) keeps that
     pid = os.posix_spawnp(command[0], command, os.environ, setsigmask=mask, setsigdef=default)
     while not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)):
-        info = signal.sigwaitinfo(heeded | {signal.SIGCHLD})
-        if info.si_code <= 0:  # not from the kernel, whose Ctrl-C the command has got too
+        info = signal.sigwaitinfo(heeded | {signal.SIGCHLD})  # si_code > 0: the kernel has sent it
+        if info.si_code <= 0 or info.si_signo == signal.SIGHUP or os.getpgid(pid) != os.getpgrp():
             with contextlib.suppress(PermissionError):  # it has changed its user
                 os.kill(pid, info.si_signo)
     return ended.si_status + (0 if ended.si_code == os.CLD_EXITED else 128)

@@ -63,9 +63,11 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
     It looks every `interval` seconds. Raises posix_ipc.ExistentialError when the semaphore was
     removed. Works in any thread.
     """
+    usleep = ctypes.CDLL(None).usleep  # a signal ends it, while time.sleep goes on (PEP 475)
     previous = None
     due = time.monotonic()
-    while not stop:
+    while not stop:  # right before the wait, which no signal ends that came before it
+        usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
         if removed(semaphore):
             raise posix_ipc.ExistentialError("the semaphore was removed")
         if time.monotonic() >= due:
@@ -74,8 +76,6 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
                 yield value
             previous = value
             due = time.monotonic() + max(interval, 0.01)
-        pause = max(0, min(due - time.monotonic(), 1))  # then look at `stop` again
-        ctypes.CDLL(None).usleep(int(pause * 1e6))  # unlike time.sleep, a signal ends it (PEP 475)
 
 
 # --- the command line

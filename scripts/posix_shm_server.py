@@ -18,9 +18,8 @@ from collections.abc import Iterator
 
 import posix_ipc
 
+
 # --- the segment: these functions work in any program
-
-
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
     """Make the segment, or open the one that is there; mode and size (bytes) are a new one's. For
     another user's, raises PermissionError, or posix_ipc.PermissionsError where it is locked up."""
@@ -114,13 +113,14 @@ def main() -> int:
         segment = open_segment(args.name, mode, args.size or 4096)
         common.compare(args.name, "--mode is", args.mode, os.fstat(segment.fd).st_mode & 0o777, "o")
         common.compare(args.name, "--size is", args.size, os.fstat(segment.fd).st_size)
+        usleep = ctypes.CDLL(None).usleep  # a signal ends it, while time.sleep goes on (PEP 475)
         stop = common.stop_signals()
         common.ready(f"start shared memory server: {args.name}")
         while readings != args.count and not stop:
+            usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
             if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
                 return common.complain(args.name, "the segment was removed")
-            if (pause := due - time.monotonic()) > 0:
-                ctypes.CDLL(None).usleep(int(min(pause, 1) * 1e6))  # unlike sleep, a signal ends it
+            if time.monotonic() < due:
                 continue
             due = time.monotonic() + max(args.interval, 0.01)
             try:

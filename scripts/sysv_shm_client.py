@@ -38,7 +38,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
         segment = sysv_ipc.SharedMemory(key, flags, mode, size)
     except ValueError:  # the one there is smaller, or size is over kernel.shmmax
         segment = sysv_ipc.SharedMemory(key)
-    if segment.uid == os.geteuid():  # the lock of another user's segment is his to make
+    if flags and segment.uid == os.geteuid():  # the lock of another user's segment is his to make
         with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
             sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
         sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock

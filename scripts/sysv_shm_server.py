@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import sysv_ipc
 
 # --- the segment: these functions work in any program
-LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2), which sysv_ipc does not have
+LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2); for usleep(3), as a signal ends it
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
@@ -117,10 +117,10 @@ def main() -> int:
         stop = common.stop_signals()
         common.ready(f"start shared memory server: {args.key}")
         while readings != args.count and not stop:
+            LIBC.usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
             if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
                 return common.complain(args.key, "the segment was removed")
-            if (pause := due - time.monotonic()) > 0:
-                LIBC.usleep(int(min(pause, 1) * 1e6))  # unlike time.sleep, a signal ends it
+            if time.monotonic() < due:
                 continue
             due = time.monotonic() + max(args.interval, 0.01)
             try:

@@ -499,6 +499,29 @@ def test_a_key_at_the_terminal_comes_once_with_input_from_elsewhere(sem, key, tm
     assert sem.client().stdout == "semaphore: 1\n"
 
 
+@pytest.mark.parametrize("how", ["the terminal hangs up", "Ctrl-C, and a group of its own"])
+def test_a_command_that_the_terminal_does_not_reach_is_told_by_the_client(sem, how, tmp_path):
+    """At a hang-up the kernel tells the leader of the session alone, and at a key one group."""
+    started = tmp_path / "started"
+    command = ["sh", "-c", f": >{started}; exec sleep 60"]
+    if how == "Ctrl-C, and a group of its own":
+        command = ["timeout", "60", *command]
+    argv = sem.argv("client", "--", *command)
+    pid, fd = pty.fork()
+    if not pid:
+        os.execve(argv[0], argv, ENV)
+    until(started.exists)
+    if how == "the terminal hangs up":
+        os.close(fd)
+    else:
+        os.write(fd, b"\x03")
+    until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT), timeout=10)
+    os.waitpid(pid, 0)
+    assert sem.client().stdout == "semaphore: 1\n"
+    if how != "the terminal hangs up":
+        os.close(fd)
+
+
 @needs("strace")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_between_the_taking_and_the_command_starts_no_command(make_pair, number, tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sysv_ipc
 from conftest import (
     ENV,
     PAIRS,
@@ -235,6 +236,19 @@ def test_another_users_lock(make_pair, mode, run_as):
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert done.stderr.startswith(f"sysv_shm_server: {pair.key}: ")
     assert f"belongs to uid {BOB}" in done.stderr or "ermission" in done.stderr
+
+
+def test_a_client_that_is_root_leaves_another_users_lock_as_it_is(make_pair):
+    pair = make_pair("sysv", "shm")
+    sysv_ipc.SharedMemory(pair.key, sysv_ipc.IPC_CREX, 0o600, 4096)
+    program = (
+        f"import os, sysv_ipc; os.setgid({BOB}); os.setuid({BOB});"
+        f"sysv_ipc.Semaphore({pair.lock.key}, sysv_ipc.IPC_CREX, mode=0o640).release()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=ENV, cwd="/")
+    assert pair.client(stdin="text\n").returncode == 0
+    lock = sysv_ipc.Semaphore(pair.lock.key)
+    assert (lock.uid, lock.mode & 0o777, lock.value) == (BOB, 0o640, 1)
 
 
 def test_a_segment_that_others_may_write_has_a_lock_that_they_may_take(make_pair, api, run_as):
