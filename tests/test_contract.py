@@ -521,7 +521,7 @@ def test_what_macos_lacks_of_system_v_is_said_in_one_line(make_pair, script):
     code = (
         f"import sys; sys.argv = {argv}; sys.path[0] = {str(SCRIPTS)!r}\n"
         "import ctypes, runpy, types\n"
-        "ctypes.CDLL = lambda name, **options: types.SimpleNamespace()\n"
+        "ctypes.CDLL = lambda name, **options: types.SimpleNamespace(usleep=int)\n"
         "runpy.run_path(sys.argv[0], {}, '__main__')"
     )
     done = subprocess.run(
