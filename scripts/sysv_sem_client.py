@@ -66,7 +66,7 @@ def acquire(
             raise sysv_ipc.ExistentialError("the semaphore was removed")
         if failed not in (errno.EAGAIN, errno.EINTR):  # EINTR: a handler has run, or Ctrl-Z came
             raise OSError(failed, os.strerror(failed))
-        if failed == errno.EAGAIN and time.monotonic() >= end:
+        if failed == errno.EAGAIN and time.monotonic() >= end and not stop:
             raise sysv_ipc.BusyError("Semaphore is busy")
     raise InterruptedError("stopped")
 

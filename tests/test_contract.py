@@ -626,3 +626,14 @@ def test_a_stop_waits_for_no_pause_of_a_server(pair, moment):
             assert server.wait(PATIENCE) == 0
             took.append(time.monotonic() - began)
     assert statistics.median(took) < 0.5
+
+
+@needs("prlimit")
+@pytest.mark.parametrize("primitive", ["msq", "shm"])
+def test_a_line_for_which_there_is_no_memory(make_pair, api, primitive):
+    pair = make_pair(api, primitive)
+    argv = pair.argv("client", *(["--stdin"] if primitive == "msq" else []))
+    shell = ["sh", "-c", 'head -c 300000000 /dev/zero | prlimit --as=200000000 "$@"', "sh", *argv]
+    done = subprocess.run(shell, capture_output=True, text=True, env=ENV, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"{pair.script('client')}: {pair.thing}: Not enough memory\n"

@@ -432,3 +432,21 @@ def test_a_client_that_is_killed_sends_whole_messages(msq):
     assert len(numbers(server.out)) == len(server.out) - 2
     steps = [b - a for a, b in itertools.pairwise(numbers(server.out)) if b != 1]
     assert set(steps) <= {1}
+
+
+@needs("strace")
+def test_a_creator_that_is_held_up_is_waited_for_by_a_server(make_pair):
+    pair = make_pair("sysv", "sem")
+    inject = "inject=semget:delay_exit=1500000"
+    slow = subprocess.Popen(
+        ["strace", "-o", "/dev/null", "-e", inject, *pair.argv("client")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENV,
+    )
+    until(pair.exists)
+    assert not sysv_ipc.Semaphore(pair.key).o_time  # or the test has missed the moment
+    with pair.server() as server:
+        slow.wait()
+        assert server.stop() == 0
+    assert server.err == []

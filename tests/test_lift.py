@@ -727,3 +727,208 @@ def test_a_segment_is_not_taken_for_a_semaphore(make_pair, side, tmp_path):
     semaphore.name = segment.name
     done = run(program(semaphore, side, "print(script.file_of(thing))"), home("cut", tmp_path))
     assert (done.stdout, done.stderr) == (f"/dev/shm/sem.{segment.name[1:]}\n", "")
+
+
+STOPPED = {
+    "sem_client": "lambda stop: script.acquire(script.open_semaphore(thing, value=0), None, stop)",
+    "sem_server": "lambda stop: list(script.values(script.open_semaphore(thing), stop, 60))",
+    "msq_server": "lambda stop: list(script.messages(script.open_queue(thing), stop))",
+}
+
+
+@pytest.mark.parametrize("page", STOPPED)
+def test_a_stop_that_another_thread_puts_ends_a_wait(api, page, make_pair, tmp_path):
+    """It wakes nobody, so the wait looks again within a second."""
+    code = f"""
+stop = []
+threading.Timer(0.1, stop.append, [1]).start()
+began = time.monotonic()
+try:
+    ({STOPPED[page]})(stop)
+except InterruptedError:
+    pass
+print("soon" if time.monotonic() - began < 4 else time.monotonic() - began)
+"""
+    primitive, side = page.split("_")
+    done = run(program(make_pair(api, primitive), side, code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("soon\n", "")
+
+
+def test_a_stop_in_the_last_wait_for_a_semaphore(api, make_pair, tmp_path):
+    """It is the reason that counts: who is told to stop does not hear that it is busy."""
+    code = """
+semaphore = script.open_semaphore(thing, value=0)
+stop = []
+threading.Timer(0.1, stop.append, [1]).start()
+try:
+    script.acquire(semaphore, 0.3, stop)
+except InterruptedError:
+    print("stopped")
+"""
+    done = run(program(make_pair(api, "sem"), "client", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("stopped\n", "")
+
+
+NEW = {
+    "msq": "open_queue(thing)",
+    "shm": "open_segment(thing)",
+    "sem": "open_semaphore(thing)",
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_function_makes_when_it_is_told_nothing(page, make_pair, tmp_path):
+    """The same that the command makes, which gives the function each of its arguments."""
+    api, primitive, side = page.split("_")
+    pair = make_pair(api, primitive)
+    done = run(program(pair, side, f"script.{NEW[primitive]}"), home("cut", tmp_path))
+    assert (done.returncode, done.stderr, mode_of(pair)) == (0, "", 0o600)
+    options = {
+        "msq": ["--max-messages", "10", "--max-message-size", "8192"] if api == "posix" else [],
+        "shm": ["--size", "4096"],
+        "sem": ["--value", "2"],
+    }[primitive]  # one that differs is said
+    with pair.server("--mode", "600", *options) as server:
+        assert server.stop() == 0
+    assert server.err == []
+
+
+def test_a_value_is_looked_for_every_second(api, make_pair, tmp_path):
+    code = """
+semaphore = script.open_semaphore(thing)
+values = script.values(semaphore, [])
+assert next(values) == 2
+threading.Timer(0.1, package.Semaphore(thing).acquire).start()
+began = time.monotonic()
+assert next(values) == 1
+print("soon" if time.monotonic() - began < 4 else time.monotonic() - began)
+"""
+    done = run(program(make_pair(api, "sem"), "server", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("soon\n", "")
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_lock_is_waited_for_when_no_limit_is_given(api, side, make_pair, tmp_path):
+    """For longer than a second, as any other writer may be slow."""
+    use = "script.read_text(segment)" if side == "server" else "script.write_text(segment, 'x')"
+    code = f"""
+segment, another = script.open_segment(thing), script.open_segment(thing)
+for use in (lambda: {use}, lambda: script.locked(segment).__enter__()):
+    lock = script.locked(another)
+    lock.__enter__()
+    threading.Timer(1.5, lock.__exit__, [None, None, None]).start()
+    use()
+print("waited")
+"""
+    done = run(program(make_pair(api, "shm"), side, code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("waited\n", "")
+
+
+def test_what_waits_until_a_text_is_whole(api, make_pair, tmp_path):
+    """Each of the signals that a terminal or a service manager sends, at each step of the write."""
+    code = """
+masks = []
+class Noted:
+    def __init__(self, thing):
+        self.thing = thing
+    def __getattr__(self, name):
+        if name in ("write", "pwrite"):
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return getattr(self.thing, name)
+segment = script.open_segment(thing)
+if api == "posix":
+    script.os = Noted(os)
+else:
+    segment = Noted(segment)
+script.write_text(segment, "text")
+waits = set.intersection(*masks)
+print(len(masks), *sorted(number.name for number in waits))
+"""
+    done = run(program(make_pair(api, "shm"), "client", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("3 SIGHUP SIGINT SIGQUIT SIGTERM SIGTSTP\n", "")
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_another_gives_back_before_a_new_semaphore_has_its_value(make_pair, side, tmp_path):
+    """It is opened then, as one that was there before."""
+    code = """
+made = package.Semaphore
+def raced(key, flags=0, *args, **options):
+    semaphore = made(key, flags, *args, **options)
+    if flags:
+        made(key).release()
+    return semaphore
+package.Semaphore = raced
+print(script.open_semaphore(thing, value=0).value)
+"""
+    done = run(program(make_pair("sysv", "sem"), side, code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_the_types_that_are_meant_when_none_is_named(make_pair, tmp_path):
+    code = """
+queue = script.open_queue(thing)
+package.MessageQueue(thing).send(b"of type 5", type=5)
+stop = []
+threading.Timer(2, stop.append, [1]).start()
+print(next(script.messages(queue, stop), "none"))
+"""
+    pair = make_pair("sysv", "msq")
+    done = run(program(pair, "server", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("b'of type 5'\n", "")
+    code = (
+        "script.send(script.open_queue(thing), b'x')\nprint(package.MessageQueue(thing).receive())"
+    )
+    done = run(program(pair, "client", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("(b'x', 1)\n", "")
+
+
+def test_the_priority_that_is_meant_when_none_is_named(make_pair, tmp_path):
+    code = (
+        "script.send(script.open_queue(thing), b'x')\nprint(package.MessageQueue(thing).receive())"
+    )
+    done = run(program(make_pair("posix", "msq"), "client", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("(b'x', 0)\n", "")
+
+
+def test_the_alarm_of_a_wait_meets_its_own_handler_alone(make_pair, tmp_path):
+    """Between two statements it would end a program that has none: SIGALRM kills by default."""
+    code = """
+queue, stop, found = script.open_queue(thing), [], []
+real = signal.signal
+def noted(number, handler):
+    found.append(signal.getitimer(signal.ITIMER_REAL))
+    return real(number, handler)
+signal.signal = noted
+threading.Timer(0.1, stop.append, [1]).start()
+list(script.messages(queue, stop))
+print(found)
+"""
+    done = run(program(make_pair("sysv", "msq"), "server", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("[(0.0, 0.0), (0.0, 0.0)]\n", "")
+
+
+LITERAL = {  # what the tests of time and of counts have seen
+    "msq_client": ["send N messages (default: 15)", "between two messages (default: 1)"],
+    "shm_server": ["pause in seconds (default: 3)"],
+    "sem_server": ["pause in seconds (default: 1)"],
+    "sem_client": ["seconds to wait (default: 0)"],
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_default_in_the_help_is_the_functions(page, make_pair, tmp_path):
+    api, primitive, side = page.split("_")
+    pair = make_pair(api, primitive)
+    text = " ".join(pair.run(side, "--help").stdout.split())
+    code = f"import inspect\nprint(inspect.signature(script.{NEW[primitive].partition('(')[0]}))"
+    signature = run(program(pair, side, code), home("imported", tmp_path)).stdout
+    found = 0
+    for name, default in re.findall(r"(\w+): int = (\d+)", signature):
+        option = f"--{name.replace('_', '-')}"
+        said = re.search(rf" {option} [A-Z]+ [^()]*\(default: (\w+)\)", text)
+        if said:
+            found += 1
+            assert int(said[1], 8 if name == "mode" else 10) == int(default), option
+    assert found or page in ("posix_msq_client", "sysv_msq_client")
+    assert all(line in text for line in LITERAL.get(f"{primitive}_{side}", []))

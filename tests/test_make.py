@@ -671,3 +671,28 @@ def test_a_skip_is_red_in_ci_and_a_sentence_elsewhere(tmp_path):
 def test_no_test_at_all_is_red(checkout):
     done = make(checkout, "test", "ARGS=-k no_test_has_this_name -p no:xdist -o addopts=")
     assert done.returncode != 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_the_shell_of_a_pair_alone_is_told_to_end(checkout, make_pair, number):
+    pair = make_pair("posix", "sem")
+    command = ["make", "posix-sem", *variables(pair), "ARGS=-- sleep 30"]
+    with Process(command, cwd=checkout) as process:
+        until(lambda: len(running(pair)) >= 2)
+        os.kill(children(process.pid)[0], number)
+        assert process.wait(15) != 0
+        until(lambda: running(pair) == [], timeout=5)
+
+
+@pytest.mark.parametrize("failing", ["ruff check .", "ruff format --check .", "mypy", "shellcheck"])
+def test_what_a_tool_finds_is_the_end_of_lint(stubs, failing, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "ruff", "mypy", "shellcheck"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\ncase "{name} $*" in "{failing}"*) exit 1; esac\n')
+        program.chmod(0o755)
+    (stubs / "tests").mkdir(exist_ok=True)
+    for name, copy in (("", ".setup"), ("tests/", ".setup-tests")):
+        (stubs / f"{name}requirements.txt").touch()
+        shutil.copy(stubs / f"{name}requirements.txt", tmp_path / copy)
+    assert make(stubs, "lint", f"VENV={tmp_path}").returncode == 2

@@ -357,3 +357,34 @@ def test_the_queue_is_removed_between_two_messages(msq):
         assert client.wait(5) == 1
     assert len(client.err) == 1
     assert "removed" in client.err[0] or "no longer exists" in client.err[0]
+
+
+def test_an_end_of_line_of_windows_is_not_sent(msq):
+    assert msq.client("--stdin", "-q", stdin=b'{"a": 1}\r\n').returncode == 0
+    with msq.opened() as queue:
+        assert queue.receive()[0] == b'{"a": 1}'
+
+
+@pytest.mark.parametrize("line, hint", [(b"hello", True), (b"9" * 5000, False), (b"{", False)])
+def test_the_hint_is_for_a_text_alone(msq, line, hint):
+    done = msq.client("--stdin", "-q", stdin=line)
+    assert ("double quotes" in done.stderr) == hint
+
+
+def test_a_nul_at_the_start_is_shown(msq):
+    with msq.server("-c1") as server:
+        with msq.opened() as queue:
+            queue.send(b"\0a")
+        assert server.wait() == 0
+    assert server.out[1].endswith(r" b'\x00a'")
+
+
+def test_a_message_as_long_as_a_full_queue_takes_is_no_error(make_pair):
+    """It fits when the queue is empty, so it is the queue that is full."""
+    pair = make_pair("sysv", "msq")
+    pair.client("-c1", "-i0", "-q")
+    with pair.opened() as queue:
+        queue.max_size = 100
+    body = '"' + "x" * 98 + '"'
+    done = pair.client("--stdin", "-q", "--no-wait", stdin=body)
+    assert "queue is full" in done.stderr.lower()

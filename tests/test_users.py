@@ -276,3 +276,89 @@ def test_a_command_that_cannot_be_signalled_keeps_the_semaphore(make_pair):
         client.wait()
         assert semaphore.value == 2
     assert client.err == []
+
+
+@pytest.mark.parametrize("what", ["MessageQueue", "SharedMemory", "Semaphore", "lock"])
+def test_what_root_gave_away_is_refused_too(make_pair, what):
+    """Its owner may change its mode, remove it, and hold its lock, whoever made it."""
+    primitive = {"MessageQueue": "msq", "Semaphore": "sem"}.get(what, "shm")
+    pair = make_pair("sysv", primitive)
+    kind, key = ("Semaphore", ~pair.key) if what == "lock" else (what, pair.key)
+    program = (
+        f"import sysv_ipc; thing = sysv_ipc.{kind}({key}, sysv_ipc.IPC_CREX, mode=0o600);"
+        f"thing.release() if hasattr(thing, 'release') else None; thing.uid = {ALICE}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=ENV)
+    done = pair.run("server", timeout=10)
+    assert done.returncode == 1
+    assert f"belongs to uid {ALICE}, made by uid 0" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["lock", "segment"])
+def test_nothing_is_made_beside_what_is_refused(make_pair, what, run_as):
+    """A lock that Alice made and gave to Bob; a segment of hers, which has no lock yet."""
+    pair = make_pair("sysv", "shm")
+    kind, key = ("Semaphore", ~pair.key) if what == "lock" else ("SharedMemory", pair.key)
+    program = (
+        f"import os, sysv_ipc; os.setuid({ALICE});"
+        f"thing = sysv_ipc.{kind}({key}, sysv_ipc.IPC_CREX, mode=0o666);"
+        f"{f'thing.release(); thing.uid = {BOB}' if what == 'lock' else ''}"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=ENV, cwd="/")
+    done = run_as(pair, BOB, "server")
+    assert (done.returncode, f"made by uid {ALICE}" in done.stderr) == (1, True)
+    assert not (pair if what == "lock" else pair.lock).exists()
+
+
+def test_anothers_semaphore_without_a_value_is_refused_as_anothers(make_pair, run_as):
+    """At once, and nobody is advised to remove what is not theirs."""
+    pair = make_pair("sysv", "sem")
+    program = (
+        f"import os, sysv_ipc; os.setuid({ALICE});"
+        f"sysv_ipc.Semaphore({pair.key}, sysv_ipc.IPC_CREX, mode=0o666)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, env=ENV, cwd="/")
+    done = run_as(pair, BOB, "server")
+    assert (done.returncode, f"belongs to uid {ALICE}" in done.stderr) == (1, True)
+
+
+def test_anothers_fifo_that_may_be_read_only_keeps_no_server_waiting(make_pair, run_as):
+    pair = make_pair("posix", "shm")
+    os.mkfifo(pair.path)
+    pair.path.chmod(0o644)
+    done = run_as(pair, ALICE, "server")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+def test_another_user_takes_half_a_second_to_size_a_segment(make_pair):
+    pair = make_pair("posix", "shm")
+    pair.path.touch(0o666)
+    os.chown(pair.path, ALICE, ALICE)
+    with pair.start("client", stdin=subprocess.PIPE) as client:
+        client.type("text\n")
+        time.sleep(0.6)
+        os.truncate(pair.path, 4096)
+        client.stdin.close()
+        assert client.wait() == 0
+    assert client.err == []
+
+
+def test_what_is_wrong_is_said_to_who_may_only_send(make_pair, argv_of, run_as):
+    """Who may not read a queue is not told its limits: the reason is that of msgsnd(2)."""
+    pair = make_pair("sysv", "msq")
+    with pair.server("--mode", "622"):
+        pass
+    done = run_as(pair, ALICE, "client", "--stdin", "-q", stdin=f'"{"x" * 9000}"\n')
+    assert (done.returncode, "kernel.msgmax" in done.stderr) == (1, True), done
+    done = run_as(pair, ALICE, "client", "--no-wait", "-i0", "-c3000", "-q")
+    assert (done.returncode, "queue is full" in done.stderr) == (1, True), done
+
+
+@pytest.mark.parametrize("primitive", ["msq", "shm"])
+def test_a_server_needs_no_option_for_what_it_may_only_read(make_pair, api, primitive, run_as):
+    """An ordinary user's object of mode 400: root may write to it all the same."""
+    pair = make_pair(api, primitive)
+    count = "-c0" if primitive == "msq" else "-c1"
+    for options in (["--mode", "400"], []):
+        done = run_as(pair, ALICE, "server", count, *options)
+        assert (done.returncode, done.stderr) == (0, "")
