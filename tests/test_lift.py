@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sysv_ipc
-from conftest import CALLS, ENV, SCRIPTS, Pair, Process, needs, until, with_glibc
+from conftest import CALLS, ENV, SCRIPTS, Pair, Process, capable, needs, until, with_glibc
 from test_contract import mode_of
 
 CUT = "# --- the command line"
@@ -308,10 +308,10 @@ def test_a_wait_that_ctrl_c_ends_leaves_the_process_as_it_was(page, make_pair, t
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_mode_that_a_function_is_given_is_exact(page, make_pair, tmp_path):
-    """Whatever the umask, also a mode that keeps the maker out, which stops nobody who is root."""
+    """Whatever the umask, also a mode that keeps the maker out, who gets in with CAP_IPC_OWNER."""
     api, primitive, side = page.split("_")
     pair = make_pair(api, primitive)
-    mode = 0o640 if os.geteuid() else 0o440
+    mode = 0o440 if capable("CAP_IPC_OWNER") else 0o640
     opens = {"msq": "queue", "shm": "segment", "sem": "semaphore"}[primitive]
     code = f"os.umask(0o077)\nscript.open_{opens}(thing, {mode})"
     done = run(program(pair, side, code), home("cut", tmp_path))
