@@ -66,7 +66,7 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
     usleep = ctypes.CDLL(None).usleep  # a signal ends it, while time.sleep goes on (PEP 475)
     previous = None
     due = time.monotonic()
-    while not stop:  # right before the wait, which no signal ends that came before it
+    while not stop:  # right before the wait, which a signal that came earlier does not end
         usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
         if removed(semaphore):
             raise posix_ipc.ExistentialError("the semaphore was removed")

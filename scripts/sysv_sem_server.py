@@ -61,7 +61,7 @@ def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> I
     usleep = ctypes.CDLL(None).usleep  # a signal ends it, while time.sleep goes on (PEP 475)
     previous = None
     due = time.monotonic()
-    while not stop:  # right before the wait, which no signal ends that came before it
+    while not stop:  # right before the wait, which a signal that came earlier does not end
         usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
         value = semaphore.value  # fails when the semaphore was removed
         if time.monotonic() >= due:

@@ -30,7 +30,7 @@ STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIG
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
     """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
-    flags = sysv_ipc.IPC_CREAT  # sysv_ipc fills what IPC_CREX makes
+    flags = sysv_ipc.IPC_CREAT  # sysv_ipc blanks what IPC_CREX makes
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
         if sysv_ipc.Semaphore(~key).uid != os.geteuid():
             flags = 0  # another user's lock, so it is for that user to make the segment

@@ -23,13 +23,13 @@ LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2); for usleep(3), as
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
-    """Make (of so many bytes) or open it. Raises PermissionError or sysv_ipc.PermissionsError."""
+    """Make or open a segment (size: bytes). Raises PermissionError, sysv_ipc.PermissionsError."""
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
         lock = sysv_ipc.Semaphore(~key, mode=0o400)
         if {lock.uid, lock.cuid} != {os.geteuid()}:  # cuid made it, and keeps all rights
             raise PermissionError(f"belongs to uid {lock.uid}, made by uid {lock.cuid}")
     try:
-        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX fills it
+        segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX blanks it
     except (ValueError, sysv_ipc.PermissionsError):  # it is smaller, or to be read only
         segment = sysv_ipc.SharedMemory(key, mode=0o400)
     if {segment.uid, segment.cuid} != {os.geteuid()}:

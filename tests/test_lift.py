@@ -306,6 +306,22 @@ def test_a_wait_that_ctrl_c_ends_leaves_the_process_as_it_was(page, make_pair, t
     assert (done.stdout, done.stderr) == ("\n", "")
 
 
+@pytest.mark.parametrize("below", ["shm_client", "shm_server"])
+def test_upper_parts_one_below_the_other(make_pair, below):
+    """All of System V that call the C library themselves share the name of it."""
+    key = make_pair("sysv", "sem").key
+    parts = [upper(f"sysv_{name}") for name in ("sem_client", below)]
+    code = f"""
+try:
+    acquire(sem_open({key}, value=0), 0)
+except sysv_ipc.BusyError:
+    print("busy")
+"""
+    parts[0] += "sem_open = open_semaphore\n"
+    done = run([sys.executable, "-c", "\n".join([*parts, code])], ENV)
+    assert (done.stdout, done.stderr) == ("busy\n", "")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_mode_that_a_function_is_given_is_exact(page, make_pair, tmp_path):
     """Whatever the umask, also a mode that keeps the maker out, who gets in with CAP_IPC_OWNER."""
