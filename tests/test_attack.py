@@ -511,12 +511,18 @@ def test_a_command_that_the_terminal_does_not_reach_is_told_by_the_client(sem, h
     if not pid:
         os.execve(argv[0], argv, ENV)
     until(started.exists)
+    children = Path(f"/proc/{pid}/task/{pid}/children")
     if how == "the terminal hangs up":
         os.close(fd)
     else:
         os.write(fd, b"\x03")
-    until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT), timeout=10)
-    os.waitpid(pid, 0)
+    try:
+        until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT), timeout=10)
+    finally:
+        for child in children.read_text().split():
+            os.kill(int(child), signal.SIGTERM)
+        os.kill(pid, signal.SIGKILL)  # which does nothing to one that has ended
+        os.waitpid(pid, 0)
     assert sem.client().stdout == "semaphore: 1\n"
     if how != "the terminal hangs up":
         os.close(fd)
