@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache, partial, update_wrapper
 
 
 class OutputError(OSError): ...  # standard output refuses a line
@@ -31,7 +31,7 @@ def number(low: str, high: str, kind: Callable[[str], float] = int) -> Callable[
 
 
 def name(text: str, longest: int = 255) -> str:
-    if text.rfind("/") == 0 and 1 <= len(os.fsencode(text[1:])) <= longest:
+    if text.rfind("/") == 0 and 1 <= len(text[1:].encode()) <= longest:
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is not a slash and 1 to {longest} bytes: /test is")
 
@@ -41,7 +41,7 @@ size = number("1", str(2**47))
 seconds = number("0", "1000000000", float)
 mode = number("0", "777", partial(int, base=8))
 natural = number("1", "2147483647", partial(int, base=0))  # as a key, 0 is IPC_PRIVATE
-semname = partial(name, longest=251)  # a file with "sem." before it
+semname = update_wrapper(partial(name, longest=251), name)  # a file with "sem." before it
 FORM = partial(argparse.RawDescriptionHelpFormatter, width=99)  # without a width: a slow import
 ctime = lru_cache(maxsize=1)(time.ctime)  # most lines have the second of the last one
 SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")

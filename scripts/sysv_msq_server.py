@@ -20,9 +20,8 @@ from collections.abc import Iterator, Sized
 
 import sysv_ipc
 
+
 # --- the queue: these functions work in any program
-
-
 def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
     """Make the queue, or open the one that is there, to receive from it. The mode is that of a new
     queue. Raises PermissionError, or sysv_ipc.PermissionsError, for another user's queue."""
@@ -42,11 +41,13 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
     msgrcv(2) has no time limit, SIGALRM ends its wait, and only that thread may set its handler.
 
     A signal handler may put it there, but must not raise: the message that msgrcv(2) has just taken
-    off the queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed, and
-    sysv_ipc.PermissionsError when its mode no longer lets you in."""
+    off the queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed,
+    sysv_ipc.PermissionsError when its mode keeps you out, MemoryError for a message over 16 MiB."""
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
+        except OSError as error:  # E2BIG, which needs a raised kernel.msgmax
+            raise MemoryError("a message is over 16 MiB, which is the most") from error
         except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
             began = time.monotonic()
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
@@ -57,7 +58,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
                 body, _type = queue.receive(type=msgtyp)
-            except sysv_ipc.Error:  # the alarm rang, or it is an error, which comes again above
+            except (sysv_ipc.Error, OSError):  # the alarm; or an error, which comes again above
                 os.getpid()  # at a call Python runs handlers: one that raises does so here
                 continue
             finally:

@@ -675,6 +675,26 @@ def test_a_moved_or_linked_object_is_seen_to_be_gone(make_pair, primitive, how):
         other.unlink()
 
 
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_segment_removed_while_it_is_looked_at(make_pair, side, tmp_path):
+    """Each call that names the file, or its descriptor, is held up, and the file removed."""
+    shm = make_pair("posix", "shm")
+    shm.run("client", stdin="before\n")
+    slow = "delay_exit=30000"
+    calls = "/stat,readlink,readlinkat"
+    argv = traced(tmp_path / "log", calls, slow, shm.argv(side), shm.path, "/proc/self/fd/3")
+    with Process(argv, stdin=subprocess.PIPE) as process:
+        until(lambda: process.out, "the first line")
+        if side == "client":
+            process.type("after\n")
+        seen = len((tmp_path / "log").read_text())
+        until(lambda: len((tmp_path / "log").read_text()) > seen, "another look")
+        shm.path.unlink()
+        assert process.wait() == 1
+    assert process.err == [f"{shm.script(side)}: {shm.name}: the segment was removed"]
+
+
 WHAT = {"shm": "segment was removed", "sem": "semaphore was removed"}
 
 # --- first and last moments, and words

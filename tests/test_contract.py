@@ -267,6 +267,15 @@ def test_the_longest_name(make_pair, primitive, longest, letter):
         assert (done.returncode, done.stdout) == (2, "")
 
 
+@pytest.mark.parametrize("primitive", PRIMITIVES)
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_name_that_is_not_utf8(primitive, side):
+    """It is refused, as posix_ipc would make the object, and could not remove it."""
+    done = Pair("posix", primitive, name="/test-\udcff").run(side)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("-n/--name: invalid name value: '/test-\\udcff'\n")
+
+
 @pytest.mark.parametrize(
     "primitive, option, line",
     [("sem", "--value", "--value is now 2, not 0")]
