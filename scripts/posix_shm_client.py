@@ -69,8 +69,8 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
     TimeoutError after so many seconds, and posix_ipc.ExistentialError when it was removed."""
     data = text.encode()
     with locked(segment, timeout):
-        path = os.path.realpath(f"/dev/shm{segment.name}")
-        if os.readlink(f"/proc/self/fd/{segment.fd}") != path:  # of a removed file: "(deleted)"
+        path = os.path.realpath(f"/dev/shm{segment.name}")  # removed, it lives on while it is open
+        if os.readlink(f"/proc/self/fd/{segment.fd}") != path:  # proc(5) adds " (deleted)"
             raise posix_ipc.ExistentialError("the segment was removed")
         size = os.fstat(segment.fd).st_size
         most = min(size, 2**31 - 4096)  # pwrite(2) writes no more at once

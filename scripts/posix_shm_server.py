@@ -97,7 +97,7 @@ def main() -> int:
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new segment (default: 600)")
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
-    path = os.path.realpath(f"/dev/shm{args.name}")
+    path = os.path.realpath(f"/dev/shm{args.name}")  # what is removed lives on while it is open
     readings = 0
     due = 0.0
     text: str | None = "\0"  # no text has one, so that the first one differs
@@ -118,7 +118,7 @@ def main() -> int:
         common.ready(f"start shared memory server: {args.name}")
         while readings != args.count and not stop:
             usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
-            if os.readlink(f"/proc/self/fd/{segment.fd}") != path:  # of a removed file: "(deleted)"
+            if os.readlink(f"/proc/self/fd/{segment.fd}") != path:  # proc(5) adds " (deleted)"
                 return common.complain(args.name, "the segment was removed")
             if time.monotonic() < due:
                 continue

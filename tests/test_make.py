@@ -528,7 +528,7 @@ def test_two_setups_at_once_and_what_mends_one(clone, tmp_path):
     def works(*more: str, setups: int | None = 1) -> None:
         """Six targets that all want it at once."""
         done = make(clone, "-j8", "clean", *options, *more, timeout=300)
-        assert (done.returncode, done.stdout.count("nothing to remove")) == (0, 6), done
+        assert (done.returncode, done.stdout.count("nothing to remove")) == (0, 6), done.stderr
         assert setups is None or done.stderr.count("setting up") == setups, done.stderr
 
     def interrupted(moment: str) -> None:
