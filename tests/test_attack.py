@@ -687,7 +687,7 @@ def test_a_segment_removed_while_it_is_looked_at(make_pair, side, tmp_path):
     with Process(argv, stdin=subprocess.PIPE) as process:
         until(lambda: process.out, "the first line")
         if side == "client":
-            process.type("after\n")
+            process.type("after\n" * 200)  # so it looks again, should the removal come late
         seen = len((tmp_path / "log").read_text())
         until(lambda: len((tmp_path / "log").read_text()) > seen, "another look")
         shm.path.unlink()
