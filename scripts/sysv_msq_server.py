@@ -25,12 +25,14 @@ import sysv_ipc
 def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
     """Make the queue, or open the one that is there, to receive from it. The mode is that of a new
     queue. Raises PermissionError, or sysv_ipc.PermissionsError, for another user's queue."""
+    longest = 2**24  # bytes; a message that is longer would never leave the queue
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/msgmax") as msgmax:
+        longest = max(int(msgmax.read()), longest)
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if it is there
             sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
-            # Here the mode asks to read only. A message over 16 MiB would never leave the queue.
-            queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=2**24)
+            queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=longest)  # to read
             if {queue.uid, queue.cuid} != {os.geteuid()}:  # cuid made it, and keeps all rights
                 raise PermissionError(f"belongs to uid {queue.uid}, made by uid {queue.cuid}")
             return queue
@@ -41,13 +43,11 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
     msgrcv(2) has no time limit, SIGALRM ends its wait, and only that thread may set its handler.
 
     A signal handler may put it there, but must not raise: the message that msgrcv(2) has just taken
-    off the queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed,
-    sysv_ipc.PermissionsError when its mode keeps you out, MemoryError for a message over 16 MiB."""
+    off the queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed, and
+    sysv_ipc.PermissionsError when its mode no longer lets you in."""
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
-        except OSError as error:  # E2BIG, which needs a raised kernel.msgmax
-            raise MemoryError("a message is over 16 MiB, which is the most") from error
         except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
             began = time.monotonic()
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
@@ -58,7 +58,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
                 body, _type = queue.receive(type=msgtyp)
-            except (sysv_ipc.Error, OSError):  # the alarm; or an error, which comes again above
+            except sysv_ipc.Error:  # the alarm rang, or it is an error, which comes again above
                 os.getpid()  # at a call Python runs handlers: one that raises does so here
                 continue
             finally:

@@ -838,7 +838,7 @@ def test_a_queue_that_is_removed_before_the_start_line(make_pair, tmp_path):
 
 
 def test_a_server_that_gets_no_memory_for_a_message(make_pair):
-    """It makes room for one of 16 MiB, the longest that it takes."""
+    """It makes room for one of 16 MiB at least."""
     pair = make_pair("sysv", "msq")
     with pair.server() as server:
         until(lambda: waits_in(server.popen.pid, "msgrcv"))
