@@ -692,7 +692,20 @@ def test_a_segment_removed_while_it_is_looked_at(make_pair, side, tmp_path):
         until(lambda: len((tmp_path / "log").read_text()) > seen, "another look")
         shm.path.unlink()
         assert process.wait() == 1
-    assert process.err == [f"{shm.script(side)}: {shm.name}: the segment was removed"]
+    there = (": the segment was removed", ": No such file or directory: it was removed")
+    assert process.err in [[f"{shm.script(side)}: {shm.name}{text}"] for text in there]
+
+
+@in_namespaces
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+def test_a_mount_over_its_folder_is_a_removal(make_pair, primitive):
+    pair = make_pair("posix", primitive)
+    with Process(["unshare", "--mount", *pair.argv("server")]) as server:
+        server.wait_line("start")
+        enter = ["nsenter", f"--mount=/proc/{server.pid}/ns/mnt"]
+        subprocess.run([*enter, "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
+        assert server.wait(5) == 1
+    assert server.err == [f"{pair.script('server')}: {pair.thing}: the {WHAT[primitive]}"]
 
 
 WHAT = {"shm": "segment was removed", "sem": "semaphore was removed"}
