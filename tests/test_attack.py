@@ -781,6 +781,43 @@ def test_no_descriptor_for_the_notice_that_a_server_is_ready(pair, tmp_path):
         assert (server.wait(5), server.err) == (0, [])
 
 
+@needs("strace")
+def test_a_limit_that_cannot_be_read_keeps_no_server_from_its_queue(make_pair, tmp_path):
+    pair = make_pair("sysv", "msq")
+    limit = "/proc/sys/kernel/msgmax"
+    argv = traced(tmp_path / "log", "open,openat", "error=EMFILE", pair.argv("server"), limit)
+    with Process(argv) as server:
+        server.wait_line("start")
+        assert "INJECTED" in (tmp_path / "log").read_text()
+        os.kill(int((tmp_path / "log").read_text().split()[0]), signal.SIGTERM)
+        assert (server.wait(5), server.err) == (0, [])
+
+
+@needs("strace")
+@pytest.mark.parametrize("call, when", [("msgrcv", 1), ("setitimer", 2)])
+def test_an_exception_of_the_callers_handler_comes_through(make_pair, call, when, tmp_path):
+    """An OSError too, though the call that the signal interrupts may raise one itself."""
+    pair = make_pair("sysv", "msq")
+    if call == "msgrcv":
+        pair.run("client", "-c1")
+    code = f"""
+import signal, sysv_msq_server as server
+class Mine(TimeoutError): ...
+def handler(number, frame): raise Mine
+signal.signal(signal.SIGUSR1, handler)
+try:
+    for body in server.messages(server.open_queue({pair.key}), ()): pass
+except Exception as error:
+    print(repr(error), repr(error.__cause__))
+"""
+    signalled = f"signal=USR1:when={when}"
+    done = subprocess.run(
+        traced(tmp_path / "log", call, signalled, [sys.executable, "-c", code]),
+        capture_output=True, text=True, cwd=SCRIPTS, env=ENV, timeout=20,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("Mine() None\n", "")
+
+
 def test_a_name_with_control_characters(make_pair):
     """It is a good name, and shown with escapes."""
     for primitive in ("msq", "shm", "sem"):
