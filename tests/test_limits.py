@@ -61,6 +61,26 @@ def test_msg_max(make_pair):
 
 
 @in_namespaces
+@needs("setpriv")
+def test_a_lowered_msg_max(make_pair):
+    """CAP_SYS_RESOURCE would let the client make its queue all the same."""
+    pair = make_pair("posix", "msq")
+    done = within(
+        "--ipc",
+        "echo 5 > /proc/sys/fs/mqueue/msg_max",
+        "exec setpriv --bounding-set -sys_resource " + command(pair, "client"),
+    )
+    refused(done, pair, "client", "fs.mqueue.msg_max", "Invalid")
+
+
+@in_namespaces
+def test_no_dev_shm(make_pair):
+    pair = make_pair("posix", "sem")
+    done = within("--mount", "mount -t tmpfs tmpfs /dev", "exec " + command(pair, "server"))
+    refused(done, pair, "server", "is /dev/shm there?")
+
+
+@in_namespaces
 def test_queues_max(make_pair):
     """It does not hold for those who have CAP_SYS_RESOURCE, so the test gives that up."""
     pair = make_pair("posix", "msq")
