@@ -148,8 +148,8 @@ is-set-up = cmp -s requirements.txt $(venv)/.setup && \
 # Only one at a time: the lock is on the open file 9, and lasts as long as the shell.
 lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 # What pip writes last are INSTALLER and, before version 26, RECORD: a pip without one of them is one
-# that was interrupted. Of a package that pip left half-way it would say that it is there already,
-# unless it is told to install it again.
+# that was interrupted. A package that pip left half-way it may neither install nor uninstall, so
+# the two are removed first.
 has-pip = $(python) -c 'import importlib.metadata as m, sys; \
 	whole = all(map(m.distribution("pip").read_text, ["INSTALLER", "RECORD"])); \
 	sys.exit(sys.version_info < (3, 10) or not whole)' 2>/dev/null
@@ -174,7 +174,8 @@ setup:
 		if [ -e $(venv)/pyvenv.cfg ]; then \
 		rm -rf $(venv)/bin/python* $(venv)/lib/python*/site-packages/pip*; fi; \
 		$(PYTHON) -m venv $(venv) || fail 'no environment could be made in' $(venv); fi; \
-	$(pip-install) requirements.txt --force-reinstall && $(python) -c 'import posix_ipc, sysv_ipc' || \
+	rm -rf $(venv)/lib/python*/site-packages/*_ipc*; \
+	$(pip-install) requirements.txt && $(python) -c 'import posix_ipc, sysv_ipc' || \
 		fail 'the two packages could not be installed: pip needs the network, and where PyPI has no' \
 		'wheel for this Python a C compiler and its headers (Debian: apt-get install gcc python3-dev)'; \
 	cp requirements.txt $(venv)/.setup; }; }

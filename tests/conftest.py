@@ -270,9 +270,11 @@ def cpu(pid: int) -> float:
 
 
 def state(pid: int) -> str:
-    """One letter: R runs, S sleeps, T is stopped (proc(5))."""
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0]
+    """One letter: R runs, S sleeps, T is stopped, X is dead (proc(5))."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    return "X"
 
 
 def until(
