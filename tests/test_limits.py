@@ -231,10 +231,11 @@ def test_a_message_over_16_mib(make_pair, when):
     pair = make_pair("sysv", "msq")
     server = command(pair, "server", "-c1", "--json")
     client = "printf '\"%017000000d\"' 0 | " + command(pair, "client", "--stdin", "-q")
+    made = "until [ $(wc -l < /proc/sysvipc/msg) -gt 1 ]; do sleep 0.01; done"  # by the server
     done = within(
         "--ipc",
         "echo 20000000 | tee /proc/sys/kernel/msgmax > /proc/sys/kernel/msgmnb",
-        f"{client}; {server}" if when == "before" else f"(sleep 0.5; {client}) & {server}",
+        f"{client}; {server}" if when == "before" else f"({made}; {client}) & {server}",
     )
     assert (done.returncode, len(done.stdout)) == (0, 17000003)
     assert done.stderr == pair.start_line + "\n" + pair.end_line + "\n"
