@@ -71,7 +71,7 @@ if __name__ == "__main__":
 import argparse
 import common
 
-CURES = {"permission": "`ls -l /dev/shm` shows owner and mode"}
+CURES = {"permission": "`ls -l /dev/shm` shows owner and mode", "no semaphore": "`ls /dev/shm`"}
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 

@@ -824,6 +824,19 @@ print("soon" if time.monotonic() - began < 4 else time.monotonic() - began)
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
+def test_a_segment_is_found_by_a_name_without_its_slash(make_pair, side, tmp_path):
+    """shm_open(3) takes one. Of mode 400, an ordinary user reads it."""
+    code = {
+        "client": "script.write_text(segment, 'text')",
+        "server": "os.fchmod(segment.fd, 0o400); segment = script.open_segment(thing[1:])",
+    }
+    pair = make_pair("posix", "shm")
+    start = "os.getuid() or os.setuid(1500); segment = script.open_segment(thing[1:])"
+    done = run(program(pair, side, start, code[side]), home("cut", tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
 def test_a_lock_is_waited_for_when_no_limit_is_given(api, side, make_pair, tmp_path):
     """For longer than a second, as any other writer may be slow."""
     use = "script.read_text(segment)" if side == "server" else "script.write_text(segment, 'x')"

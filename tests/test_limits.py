@@ -74,10 +74,14 @@ def test_a_lowered_msg_max(make_pair):
 
 
 @in_namespaces
-def test_no_dev_shm(make_pair):
-    pair = make_pair("posix", "sem")
-    done = within("--mount", "mount -t tmpfs tmpfs /dev", "exec " + command(pair, "server"))
-    refused(done, pair, "server", "is /dev/shm there?")
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_no_dev_shm(make_pair, primitive, side):
+    pair = make_pair("posix", primitive)
+    done = within("--mount", "mount -t tmpfs tmpfs /dev", "exec " + command(pair, side))
+    refused(done, pair, side, "exists with the specified name")
+    cure = {"server": "is /dev/shm there?", "client": "`ls /dev/shm`"}[side]
+    assert primitive == "shm" or cure in done.stderr
 
 
 @in_namespaces
