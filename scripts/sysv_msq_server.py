@@ -32,7 +32,7 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if it is there
             sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if somebody has just removed it
-            queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=longest)  # to read
+            queue = sysv_ipc.MessageQueue(key, mode=0o400, max_message_size=longest)  # 0o400: read
             if {queue.uid, queue.cuid} != {os.geteuid()}:  # cuid made it, and keeps all rights
                 raise PermissionError(f"belongs to uid {queue.uid}, made by uid {queue.cuid}")
             return queue
