@@ -38,8 +38,8 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 def removed(semaphore: posix_ipc.Semaphore) -> bool:
     """Return whether its file, which sem_open(3) has mapped (see proc(5)), is gone or truncated."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        file = os.stat(file_of(semaphore.name))
-        return file.st_size not in (16, 32) or b" %d " % file.st_ino not in maps.read()
+        file = os.stat(file_of(semaphore.name))  # maps has spaces after an inode
+        return file.st_size not in (16, 32) or b" %d  " % file.st_ino not in maps.read()
     return True
 
 

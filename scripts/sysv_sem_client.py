@@ -111,6 +111,8 @@ def main() -> int:
     try:
         if args.release:
             semaphore = sysv_ipc.Semaphore(args.key)
+            if not semaphore.o_time:  # its creator is not done, and semop(2) would set it
+                raise ValueError(f"has no value yet: did its creator die? `ipcrm -S {args.key}`")
         else:
             semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
         common.compare(args.key, "--value is now", args.value, semaphore.value)

@@ -446,21 +446,23 @@ def test_a_refused_segment_is_told_in_words(make_pair, run_as):
 
 
 @root
-@pytest.mark.parametrize("primitive", ["msq", "shm"])
+@pytest.mark.parametrize("primitive", ["msq", "shm", "sem"])
 def test_who_is_refused_keeps_no_descriptor(make_pair, run_as, primitive):
-    """A program that tries again and again, until the name is free, would have none left."""
+    """A program that tries again and again, until the name is free, would have none left. What a
+    semaphore would leave is a mapping."""
     pair = make_pair("posix", primitive)
     run_as(pair, BOB, "client", *once(pair), stdin="text\n")
-    opens = {"msq": "open_queue", "shm": "open_segment"}[primitive]
+    opens = {"msq": "open_queue", "shm": "open_segment", "sem": "open_semaphore"}[primitive]
     code = (
         f"import os, {pair.script('server')} as script\n"
         "for _ in range(5):\n"
         f"    try: script.{opens}({pair.name!r})\n"
         "    except PermissionError as error: print(error, len(os.listdir('/proc/self/fd')))\n"
+        "    assert '/dev/shm/' not in open('/proc/self/maps').read()\n"
     )
     env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert len(set(done.stdout.splitlines())) == 1, done
+    assert (len(set(done.stdout.splitlines())), done.stderr) == (1, ""), done
     assert f"uid {BOB}" in done.stdout
 
 

@@ -369,6 +369,16 @@ def test_a_creator_that_died_leaves_a_clear_error(make_pair, primitive, side):
     assert pair.run("client", stdin="text\n").returncode == 0
 
 
+def test_nothing_is_given_back_before_it_has_its_value(make_pair):
+    """That would set o_time, so that all others take it for finished, with a value of 1."""
+    pair = make_pair("sysv", "sem")
+    unfinished = sysv_ipc.Semaphore(pair.key, sysv_ipc.IPC_CREX)
+    done = pair.client("-r")
+    assert (done.returncode, unfinished.o_time, unfinished.value) == (1, 0, 0)
+    assert "has no value yet" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_queue_is_removed_under_the_server(msq):
     with msq.server() as server:
         msq.remove()

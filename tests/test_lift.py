@@ -836,6 +836,38 @@ def test_a_segment_is_found_by_a_name_without_its_slash(make_pair, side, tmp_pat
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_what_is_no_semaphore_is_not_mapped_any_more(make_pair, tmp_path):
+    code = """
+script.open_semaphore(thing).close()
+os.truncate(script.file_of(thing), 0)
+try:
+    script.open_semaphore(thing)
+except ValueError as error:
+    print(error, open("/proc/self/maps").read().count("/dev/shm/"))
+"""
+    done = run(program(make_pair("posix", "sem"), "server", code), home("cut", tmp_path))
+    assert (done.stderr, done.stdout.split()[-1]) == ("", "0")
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_number_in_a_path_is_not_taken_for_an_inode(make_pair, side, tmp_path):
+    """Such as the 3 of "Python 3 course", where the packages lie: they are mapped too."""
+    code = """
+import mmap
+semaphore = script.open_semaphore(thing)
+remove()
+package.Semaphore(thing, package.O_CREX).close()
+inode = os.stat(script.file_of(thing)).st_ino
+with open(f"Python {inode} course", "w+b") as file:
+    file.truncate(1)
+    mapped = mmap.mmap(file.fileno(), 1)
+print(script.removed(semaphore))
+"""
+    argv = program(make_pair("posix", "sem"), side, code)
+    done = run(argv, home("cut", tmp_path), cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_lock_is_waited_for_when_no_limit_is_given(api, side, make_pair, tmp_path):
     """For longer than a second, as any other writer may be slow."""
