@@ -35,21 +35,22 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
 
 
-def removed(semaphore: posix_ipc.Semaphore) -> bool:
-    """Return whether its file, which sem_open(3) has mapped (see proc(5)), is gone or truncated."""
+def check(semaphore: posix_ipc.Semaphore, own: int = 0) -> int:
+    """Return the inode of its file, or raise posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        file = os.stat(file_of(semaphore.name))  # maps has spaces after an inode
-        return file.st_size not in (16, 32) or b" %d  " % file.st_ino not in maps.read()
-    return True
+        st = os.stat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
+        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in (0, st.st_ino):
+            return st.st_ino
+    raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 
 
 def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: Sized = ()) -> None:
     """Take one, in any thread, within so many seconds (None: for ever). Raises posix_ipc.BusyError,
     posix_ipc.ExistentialError: removed, InterruptedError: `stop`. Only Ctrl-C's handler raises."""
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
+    own = check(semaphore)  # this program may open its successor, too
     while not stop:
-        if removed(semaphore):
-            raise posix_ipc.ExistentialError("the semaphore was removed")
+        check(semaphore, own)
         with contextlib.suppress(posix_ipc.BusyError, posix_ipc.SignalError):  # a handler has run
             semaphore.acquire(max(0, min(end - time.monotonic(), 0.9)))  # a removal wakes nobody
             return
@@ -113,8 +114,7 @@ def main() -> int:
             semaphore = posix_ipc.Semaphore(args.name)
         else:
             semaphore = open_semaphore(args.name, value=2 if args.value is None else args.value)
-        if removed(semaphore):
-            raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
+        check(semaphore)
         common.compare(args.name, "--value is now", args.value, semaphore.value)
         if args.release:
             semaphore.release()

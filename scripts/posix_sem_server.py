@@ -51,12 +51,13 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
             return semaphore
 
 
-def removed(semaphore: posix_ipc.Semaphore) -> bool:
-    """Return whether its file, which sem_open(3) has mapped (see proc(5)), is gone or truncated."""
+def check(semaphore: posix_ipc.Semaphore, own: int = 0) -> int:
+    """Return the inode of its file, or raise posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        file = os.stat(file_of(semaphore.name))  # maps has spaces after an inode
-        return file.st_size not in (16, 32) or b" %d  " % file.st_ino not in maps.read()
-    return True
+        st = os.stat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
+        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in (0, st.st_ino):
+            return st.st_ino
+    raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 
 
 def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
@@ -68,10 +69,10 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
     usleep = ctypes.CDLL(None).usleep  # a signal ends it, while time.sleep goes on (PEP 475)
     previous = None
     due = time.monotonic()
+    own = check(semaphore)  # this program may open its successor, too
     while not stop:  # right before the wait, which a signal that came earlier does not end
         usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
-        if removed(semaphore):
-            raise posix_ipc.ExistentialError("the semaphore was removed")
+        check(semaphore, own)
         if time.monotonic() >= due:
             value = semaphore.value
             if value != previous:

@@ -293,12 +293,14 @@ def test_a_posix_semaphore_that_somebody_truncated(make_pair, size):
         server.wait_line("semaphore: 2")
         os.truncate(pair.path, size)
         assert server.wait(5) == 1
-    assert server.err == [f"posix_sem_server: {pair.name}: the semaphore was removed"]
+    words = {"server": "is not a semaphore", "client": "removed, or its file truncated"}
+    assert len(server.err) == 1
+    assert server.err[0].endswith(words["client"])
     if size == 0:
         for side in ("server", "client"):
             done = pair.run(side)
             assert done.returncode == 1
-            assert "is not a semaphore" in done.stderr
+            assert words[side] in done.stderr
 
 
 def test_a_client_that_waits_for_a_semaphore_that_is_removed(sem):
@@ -308,7 +310,8 @@ def test_a_client_that_waits_for_a_semaphore_that_is_removed(sem):
         until(lambda: waiting(client.pid))
         sem.remove()
         assert client.wait(5) == 1
-    assert client.err == [f"{sem.script('client')}: {sem.thing}: the semaphore was removed"]
+    assert len(client.err) == 1
+    assert "the semaphore was removed" in client.err[0]
 
 
 def test_without_a_limit_it_waits_for_longer_than_any_step(sem):
