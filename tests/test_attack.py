@@ -295,10 +295,22 @@ with script.locked(segment, float(sys.argv[1])):
 """
 
 
-def locking(pair: Pair, limit: float) -> list[str]:
+def locking(pair: Pair, limit: float, side: str = "client") -> list[str]:
     thing = pair.name if pair.api == "posix" else pair.key
-    code = LOCKING.format(script=pair.script("client"), thing=thing)
+    code = LOCKING.format(script=pair.script(side), thing=thing)
     return [sys.executable, "-c", f"import sys; sys.path[0] = {str(SCRIPTS)!r}\n{code}", str(limit)]
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_between_two_looks_for_the_value_of_a_lock_it_sleeps(make_pair, side):
+    shm = make_pair("sysv", "shm")
+    sysv_ipc.SharedMemory(shm.key, sysv_ipc.IPC_CREAT, 0o600, 4096).detach()
+    lock = sysv_ipc.Semaphore(~shm.key, sysv_ipc.IPC_CREX)
+    with Process(locking(shm, 60, side)) as process:
+        process.wait_line("open")
+        until(lambda: waits_in(process.pid, "clock_nanosleep"))
+        lock.release()
+        assert (process.wait(), process.out) == (0, ["open", "held"])
 
 
 def test_a_waiter_that_is_stopped_past_its_limit_tries_once_more(make_pair):
