@@ -107,6 +107,10 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 # segment prints a text when it changes.
 # What is ended is the server and the last that was started, $!, which for a moment has no other
 # name. It is told twice, as it may still be a copy of the shell the first time, and miss it.
+# A server that looks at its object every INTERVAL has as long to show what the client did last; it
+# is twice a second, where the command line does not say otherwise.
+$(filter-out %-msq,$(PAIRS)): INTERVAL = 0.5
+last-look = $(if $(filter INTERVAL,$($(1)-server)),$(call quote,$(INTERVAL)))
 .PHONY: $(PAIRS)
 $(PAIRS): setup
 	@exec 3<&0; server= started=; \
@@ -117,7 +121,7 @@ $(PAIRS): setup
 	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \
 	kill -0 $$server 2>/dev/null || wait $$server || exit; \
 	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & \
-	wait $$!; status=$$?; started=; sleep 1; exit $$status
+	wait $$!; status=$$?; started=; sleep 1 $(call last-look,$@); exit $$status
 
 .PHONY: $(PAIRS:=-clean) clean
 $(PAIRS:=-clean): setup

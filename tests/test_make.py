@@ -248,6 +248,14 @@ def test_a_pair(checkout, api, primitive, make_pair):
     assert running(pair) == []
 
 
+@pytest.mark.parametrize(("api", "interval"), [("posix", []), ("sysv", ["INTERVAL=2"])])
+def test_a_pair_shows_what_came_last(checkout, api, interval, make_pair):
+    """The client ends before the server has looked again."""
+    pair = make_pair(api, "shm")
+    done = make(checkout, f"{api}-shm", *variables(pair), *interval, input="text\n")
+    assert [line.endswith(" text") for line in done.stdout.splitlines()].count(True) == 1, done
+
+
 @pytest.mark.parametrize("primitive", TITLE)
 def test_ctrl_c_in_a_pair_ends_both(checkout, api, primitive, make_pair):
     pair = make_pair(api, primitive)
