@@ -101,7 +101,8 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 	@$(call script,$@) $(ARGS)
 
 # The shell waits for both, since only a shell that waits can end them at once when it is told to.
-# What runs in the background has no standard input, unless it is kept open under another number.
+# What runs in the background has no standard input, unless it is kept open under another number;
+# where make was started without one, /dev/null does.
 # A client whose server has failed at once is not started.
 # Each message is shown once, by the server: the client of a queue is quiet, and the server of a
 # segment prints a text when it changes.
@@ -113,7 +114,7 @@ $(filter-out %-msq,$(PAIRS)): INTERVAL = 0.5
 last-look = $(if $(filter INTERVAL,$($(1)-server)),$(call quote,$(INTERVAL)))
 .PHONY: $(PAIRS)
 $(PAIRS): setup
-	@exec 3<&0; server= started=; \
+	@true 2>/dev/null 3<&0 || exec </dev/null; exec 3<&0; server= started=; \
 	finish() { trap '' INT TERM HUP; \
 	for turn in first second; do kill $$server $${started:+$$!}; sleep 0.1; done; wait; }; \
 	trap 'finish 2>/dev/null' EXIT; \

@@ -248,6 +248,17 @@ def test_a_pair(checkout, api, primitive, make_pair):
     assert running(pair) == []
 
 
+def test_a_pair_without_standard_input(checkout, make_pair):
+    pair = make_pair("sysv", "sem")
+    command = ["make", "sysv-sem", *variables(pair)]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *command],
+        cwd=checkout, env=ENV, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == pair.end_line
+
+
 @pytest.mark.parametrize(("api", "interval"), [("posix", []), ("sysv", ["INTERVAL=2"])])
 def test_a_pair_shows_what_came_last(checkout, api, interval, make_pair):
     """The client ends before the server has looked again."""
