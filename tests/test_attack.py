@@ -794,6 +794,16 @@ def test_no_descriptor_for_the_notice_that_a_server_is_ready(pair, tmp_path):
 
 
 @needs("strace")
+def test_what_the_kernel_refuses_is_not_sent_after_all(make_pair, tmp_path):
+    """The client says that it has failed, so nothing may follow."""
+    pair = make_pair("sysv", "msq")
+    argv = traced(tmp_path / "log", "msgsnd", "error=ENOMEM:when=1", pair.argv("client", "-c1"))
+    done = subprocess.run(argv, env=ENV, capture_output=True, text=True)
+    assert (done.returncode, one_line(done.stderr)) == (1, True)
+    assert sysv_ipc.MessageQueue(pair.key).current_messages == 0
+
+
+@needs("strace")
 def test_a_limit_that_cannot_be_read_keeps_no_server_from_its_queue(make_pair, tmp_path):
     pair = make_pair("sysv", "msq")
     limit = "/proc/sys/kernel/msgmax"
