@@ -2,7 +2,7 @@
 
     posix_sem_client.py -w -- make -j2      holds one while the command runs, and exits as it does
 
-Shows sem_open(3), sem_timedwait(3), sem_post(3). What SIGKILL ends gives nothing back: -r does.
+Shows sem_open(3), sem_timedwait(3), sem_post(3). Killed, it gives nothing back: -r does.
 Read sem_overview(7), then posix_sem_server.py; sysv_sem_client.py is its System V twin.
 """
 

@@ -874,14 +874,14 @@ def test_made_while_another_removes(make_pair, api, primitive):
 
 @needs("strace")
 def test_it_is_given_back_though_no_file_can_be_opened(make_pair, tmp_path):
-    """The client looks at its mappings twice; from then on there is no room for open files."""
+    """The client looks at its mappings first; from then on there is no room for open files."""
     pair = make_pair("posix", "sem")
     log = tmp_path / "log"
     strace = ["strace", "-q", "-o", str(log), "-e", "trace=open,openat"]  # of the client alone
     argv = pair.argv("client", "--", "sh", "-c", "exit 7")
     assert subprocess.run([*strace, *argv], env=ENV, timeout=30).returncode == 7
     looks = [n for n, line in enumerate(log.read_text().splitlines(), 1) if "/self/maps" in line]
-    late = ["-e", f"inject=open,openat:error=ENFILE:when={looks[1] + 1}+"]
+    late = ["-e", f"inject=open,openat:error=ENFILE:when={looks[-1] + 1}+"]
     assert subprocess.run([*strace, *late, *argv], env=ENV, timeout=30).returncode == 7
     assert posix_ipc.Semaphore(pair.name).value == 2
 
