@@ -69,7 +69,7 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
     TimeoutError after so many seconds, and posix_ipc.ExistentialError when it was removed."""
     data = text.encode()
     with locked(segment, timeout):
-        path = f"/dev/shm/{segment.name.lstrip('/')}"  # what is removed lives on while it is open
+        path = f"/dev/shm/{segment.name}"  # what is removed lives on while it is open
         if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
             raise posix_ipc.ExistentialError("the segment was removed")
         size = os.fstat(segment.fd).st_size

@@ -26,7 +26,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
     except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or it is 400
-        sized = os.lstat(f"/dev/shm/{name.lstrip('/')}").st_size > 0  # to read a FIFO would wait
+        sized = os.lstat(f"/dev/shm/{name}").st_size > 0  # a FIFO is not: to read it would wait
         segment = posix_ipc.SharedMemory(name, read_only=sized)
     owner = os.fstat(segment.fd).st_uid
     if owner != os.geteuid():
