@@ -108,10 +108,10 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 # segment prints a text when it changes.
 # What is ended is the server and the last that was started, $!, which for a moment has no other
 # name. It is told twice, as it may still be a copy of the shell the first time, and miss it.
-# A server that looks at its object every INTERVAL has as long to show what the client did last; it
-# is twice a second, where the command line does not say otherwise.
+# A server that looks at its object every INTERVAL (twice a second, unless the command line says how
+# often) runs on for one INTERVAL more, to show what the client did last.
 $(filter-out %-msq,$(PAIRS)): INTERVAL = 0.5
-last-look = $(if $(filter INTERVAL,$($(1)-server)),$(call quote,$(INTERVAL)))
+last-look = $(if $(filter INTERVAL,$($(1)-server)),$(if $(INTERVAL),$(call quote,$(INTERVAL))))
 .PHONY: $(PAIRS)
 $(PAIRS): setup
 	@true 2>/dev/null 3<&0 || exec </dev/null; exec 3<&0; server= started=; \

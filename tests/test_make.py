@@ -248,9 +248,10 @@ def test_a_pair(checkout, api, primitive, make_pair):
     assert running(pair) == []
 
 
-def test_a_pair_without_standard_input(checkout, make_pair):
+@pytest.mark.parametrize("interval", [[], ["INTERVAL="]])
+def test_a_pair_without_standard_input(checkout, interval, make_pair):
     pair = make_pair("sysv", "sem")
-    command = ["make", "sysv-sem", *variables(pair)]
+    command = ["make", "sysv-sem", *variables(pair), *interval]
     done = subprocess.run(
         ["sh", "-c", '"$@" <&-', "sh", *command],
         cwd=checkout, env=ENV, capture_output=True, text=True, timeout=60,
