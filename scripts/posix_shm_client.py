@@ -3,8 +3,7 @@
     posix_shm_client.py             type lines; Ctrl-D ends it
     date | posix_shm_client.py      the same from a pipe
 
-Shows shm_open(3), flock(2) as the lock, and how to write whole texts: in UTF-8 from the first
-byte, a NUL after it unless it fills the segment, 0x01 last while it is written.
+Shows shm_open(3), flock(2) as the lock, and how to write whole texts (UTF-8 and a NUL).
 Read shm_overview(7), then posix_shm_server.py; sysv_shm_client.py is its System V twin.
 """
 
@@ -22,7 +21,6 @@ from collections.abc import Iterator
 import posix_ipc
 
 # --- the segment: these functions work in any program
-
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
@@ -33,13 +31,15 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
     except posix_ipc.PermissionsError:  # fs.protected_regular (proc(5)): another user's
         segment = posix_ipc.SharedMemory(name)
-    file = os.fstat(segment.fd)
-    if file.st_size == 0 and file.st_uid == os.geteuid():
-        with locked(segment):
-            if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
-                os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
-                os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-                os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+    with contextlib.ExitStack() as failed:
+        failed.callback(segment.close_fd)
+        if os.fstat(segment.fd).st_size == 0 and os.fstat(segment.fd).st_uid == os.geteuid():
+            with locked(segment):
+                if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                    os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
+                    os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
+                    os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+        failed.pop_all()  # nothing has
     for _ in range(100):
         if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
             time.sleep(0.01)

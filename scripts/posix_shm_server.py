@@ -28,16 +28,17 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
     except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or it is 400
         sized = os.lstat(f"/dev/shm/{name}").st_size > 0  # a FIFO is not: to read it would wait
         segment = posix_ipc.SharedMemory(name, read_only=sized)
-    owner = os.fstat(segment.fd).st_uid
-    if owner != os.geteuid():
-        segment.close_fd()
-        raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
-    if os.fstat(segment.fd).st_size == 0:
-        with locked(segment):
-            if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
-                os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
-                os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-                os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+    with contextlib.ExitStack() as failed:
+        failed.callback(segment.close_fd)
+        if (owner := os.fstat(segment.fd).st_uid) != os.geteuid():
+            raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+        if os.fstat(segment.fd).st_size == 0:
+            with locked(segment):
+                if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                    os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
+                    os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
+                    os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+        failed.pop_all()  # nothing has
     return segment
 
 
@@ -120,16 +121,15 @@ def main() -> int:
             usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
             if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
                 return common.complain(args.name, "the segment was removed")
-            if time.monotonic() < due:
-                continue
-            due = time.monotonic() + max(args.interval, 0.01)
-            try:
-                previous, text = text, read_text(segment, 0.9)
-                if text != previous or not args.changes:
-                    common.put("(incomplete write)" if text is None else text, timed=True)
-                readings += 1
-            except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
-                common.complain(args.name, error)
+            if time.monotonic() >= due:
+                due = time.monotonic() + max(args.interval, 0.01)
+                try:
+                    previous, text = text, read_text(segment, 0.9)
+                    if text != previous or not args.changes:
+                        common.put("(incomplete write)" if text is None else text, timed=True)
+                    readings += 1
+                except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
+                    common.complain(args.name, error)
         common.put(f"end shared memory server: {args.name}")
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.name, error, CURES)

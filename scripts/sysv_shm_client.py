@@ -3,8 +3,7 @@
     sysv_shm_client.py              type lines; Ctrl-D ends it
     date | sysv_shm_client.py       the same from a pipe
 
-Shows shmget(2), shmat(2), a semaphore as the lock, and how to write whole texts: in UTF-8 from
-the first byte, a NUL after it unless it fills the segment, 0x01 last while it is written.
+Shows shmget(2), shmat(2), a semaphore as the lock, and how to write whole texts (UTF-8 and a NUL).
 Read sysvipc(7), then sysv_shm_server.py; posix_shm_client.py is its POSIX twin.
 """
 
@@ -52,12 +51,13 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
     end = time.monotonic() + timeout
+    left = timeout
     limit = (ctypes.c_long * 2)()  # a struct timespec: 0, so the first try does not wait
     while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value
-        left = max(end - time.monotonic(), 0)
-        if not left and not any(limit):  # the last try, whose limit was 0, has failed too
+        if not left:  # the time was up before this try, which did not wait
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
+        left = max(end - time.monotonic(), 0)
         limit[:] = [int(left), int(left % 1 * 1e9)]
         time.sleep(0.001)
     try:  # a handler that raises right before this leaves it locked

@@ -47,12 +47,13 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
     lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
     take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
     end = time.monotonic() + timeout
+    left = timeout
     limit = (ctypes.c_long * 2)()  # a struct timespec: 0, so the first try does not wait
     while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value
-        left = max(end - time.monotonic(), 0)
-        if not left and not any(limit):  # the last try, whose limit was 0, has failed too
+        if not left:  # the time was up before this try, which did not wait
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
+        left = max(end - time.monotonic(), 0)
         limit[:] = [int(left), int(left % 1 * 1e9)]
         time.sleep(0.001)
     try:  # a handler that raises right before this leaves it locked
@@ -120,16 +121,15 @@ def main() -> int:
             LIBC.usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
             if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
                 return common.complain(args.key, "the segment was removed")
-            if time.monotonic() < due:
-                continue
-            due = time.monotonic() + max(args.interval, 0.01)
-            try:
-                previous, text = text, read_text(segment, 0.9)
-                if text != previous or not args.changes:
-                    common.put("(incomplete write)" if text is None else text, timed=True)
-                readings += 1
-            except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
-                common.complain(args.key, error)
+            if time.monotonic() >= due:
+                due = time.monotonic() + max(args.interval, 0.01)
+                try:
+                    previous, text = text, read_text(segment, 0.9)
+                    if text != previous or not args.changes:
+                        common.put("(incomplete write)" if text is None else text, timed=True)
+                    readings += 1
+                except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
+                    common.complain(args.key, error)
         common.put(f"end shared memory server: {args.key}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(args.key, error, CURES)

@@ -331,6 +331,22 @@ def test_a_waiter_that_is_stopped_past_its_limit_tries_once_more(make_pair):
         assert (process.wait(), process.out) == (0, ["open", "held"]), time.monotonic() - began
 
 
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_waiter_that_is_held_up_after_its_first_try_tries_once_more(make_pair, side, tmp_path):
+    """The lock was held at the first try. When the time is up, it has long been free."""
+    shm, log = make_pair("sysv", "shm"), tmp_path / "log"
+    shm.client(stdin="text\n")
+    lock = sysv_ipc.Semaphore(~shm.key)
+    lock.acquire()
+    with halted(log, "semtimedop", 1, locking(shm, 1, side)) as (process, go_on):
+        lock.release()
+        began = time.monotonic()
+        until(lambda: time.monotonic() > began + 1.1)
+        go_on()
+        assert (process.wait(), process.out) == (0, ["open", "held"])
+
+
 @pytest.mark.parametrize("limit", [-1, -0.5, -1e-20, 0])
 def test_a_limit_that_is_over_takes_what_is_free_and_waits_for_nothing(shm, limit):
     shm.client(stdin="text\n")
@@ -476,6 +492,24 @@ def test_who_is_refused_keeps_no_descriptor(make_pair, run_as, primitive):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert (len(set(done.stdout.splitlines())), done.stderr) == (1, ""), done
     assert f"uid {BOB}" in done.stdout
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_segment_that_cannot_be_sized_keeps_no_descriptor(make_pair, side):
+    """A program that tries again and again, until there is room, would have none left."""
+    pair = make_pair("posix", "shm")
+    code = (
+        f"import os, resource, {pair.script(side)} as script\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))\n"
+        "for _ in range(5):\n"
+        f"    try: script.open_segment({pair.name!r})\n"
+        "    except OSError as error: print(error, len(os.listdir('/proc/self/fd')))\n"
+    )
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert (len(lines), len(set(lines)), done.stderr) == (5, 1, ""), done
+    assert os.strerror(errno.EFBIG) in lines[0]
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
