@@ -73,6 +73,9 @@ known = $(sort $(foreach goal,$(goals),$(call has,$(goal))))
 unknown = $(filter-out $(known),$(given))
 $(if $(strip $(unknown)),$(error make $(goals) has no variable $(unknown): it has $(known)))
 
+# Of an empty one, as of a variable of the shell that is not set, /bin/python would be made anew.
+$(if $(strip $(VENV)),,$(error VENV is empty: it is a folder, such as VENV=.venv))
+
 # In single quotes for the shell, whatever it contains.
 quote = '$(subst ','\'',$(1))'
 venv = $(call quote,$(VENV))
@@ -108,19 +111,24 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 # segment prints a text when it changes.
 # What is ended is the server and the last that was started, $!, which for a moment has no other
 # name. It is told twice, as it may still be a copy of the shell the first time, and miss it.
+# A queue would fill, and its quiet client wait for ever, if nobody noticed that its server has ended,
+# as in `make posix-msq | head`: who watches it tells the shell by SIGUSR1.
 # A server that looks at its object every INTERVAL (twice a second, unless the command line says how
 # often) runs on for one INTERVAL more, to show what the client did last.
 $(filter-out %-msq,$(PAIRS)): INTERVAL = 0.5
+watch = (while kill -0 $$server; do sleep 0.2; done; kill -USR1 $$$$) 2>/dev/null &
 last-look = $(if $(filter INTERVAL,$($(1)-server)),$(if $(INTERVAL),$(call quote,$(INTERVAL))))
 .PHONY: $(PAIRS)
 $(PAIRS): setup
 	@true 2>/dev/null 3<&0 || exec </dev/null; exec 3<&0; server= started=; \
-	finish() { trap '' INT TERM HUP; \
+	finish() { trap '' INT TERM HUP USR1; \
 	for turn in first second; do kill $$server $${started:+$$!}; sleep 0.1; done; wait; }; \
 	trap 'finish 2>/dev/null' EXIT; \
-	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; started=yes; \
+	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; \
+	trap 'wait $$server; exit $$?' USR1; started=yes; \
 	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \
 	kill -0 $$server 2>/dev/null || wait $$server || exit; \
+	$(if $(findstring msq,$@),$(watch)) \
 	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & \
 	wait $$!; status=$$?; started=; sleep 1 $(call last-look,$@); exit $$status
 
@@ -176,6 +184,8 @@ setup:
 	$(lock); $(is-set-up) || { \
 	echo 'setting up' $(venv) >&2; \
 	if ! $(has-pip); then \
+		[ $(venv) = .venv ] || [ -e $(venv)/pyvenv.cfg ] || [ -z "$$(ls -A $(venv) 2>/dev/null)" ] || \
+			fail 'not empty, and no environment:' $(venv); \
 		if [ -e $(venv)/pyvenv.cfg ]; then \
 		rm -rf $(venv)/bin/python* $(venv)/lib/python*/site-packages/pip*; fi; \
 		$(PYTHON) -m venv $(venv) || fail 'no environment could be made in' $(venv); fi; \
@@ -233,7 +243,11 @@ UNITS = $(PAIRS:%=ipc-%-server.service) ipc-servers.target ipc-posix-msq-server.
 SHORT = ipc-msq-server.service ipc-shm-server.service ipc-sem-server.service
 # Not ~/.config/systemd/user, where `systemctl --user disable` removes the link to a unit too.
 units = "$${XDG_DATA_HOME:-$$HOME/.local/share}"/systemd/user
-# Drop-ins for all units whose names begin so (systemd.unit(5)).
+# There `enable` makes a second link to a unit, which counts first: it must not stay with a checkout
+# that has moved.
+enabled = "$${XDG_CONFIG_HOME:-$$HOME/.config}"/systemd/user
+# Drop-ins for all units whose names begin so (systemd.unit(5)). Of all drop-ins of a unit, wherever
+# they lie, the name that sorts last wins: 00- leaves the last word to your own 10-memory.conf.
 folders = $(units)/ipc-posix-.service.d $(units)/ipc-sysv-.service.d
 here = $(call quote,$(CURDIR)/systemd)
 have-user-manager = systemctl --user show-environment >/dev/null 2>&1 || { \
@@ -246,18 +260,20 @@ systemd-install: setup
 	@$(have-user-manager)
 	mkdir -p $(folders)
 	for unit in $(UNITS); do ln -sf $(here)/$$unit $(units)/; done
-	for folder in $(folders); do ln -sf $(here)/common.conf "$$folder"/; done
+	for unit in $(UNITS); do [ ! -L $(enabled)/$$unit ] || ln -sf $(here)/$$unit $(enabled)/; done
+	for folder in $(folders); do rm -f "$$folder"/common.conf "$$folder"/no-sandbox.conf; \
+	ln -sf $(here)/common.conf "$$folder"/00-common.conf; done
 	for unit in $(SHORT); do ln -sf "ipc-posix-$${unit#ipc-}" $(units)/$$unit; done
 	systemctl --user daemon-reload
 systemd-no-sandbox: systemd-install
-	for folder in $(folders); do ln -sf $(here)/no-sandbox.conf "$$folder"/; done
+	for folder in $(folders); do ln -sf $(here)/no-sandbox.conf "$$folder"/01-no-sandbox.conf; done
 	systemctl --user daemon-reload
 systemd-uninstall:
 	@$(have-user-manager)
 	systemctl --user --quiet stop $(UNITS) 2>/dev/null || true
 	systemctl --user --quiet disable $(UNITS) 2>/dev/null || true
 	for unit in $(UNITS) $(SHORT); do rm -f $(units)/$$unit; done
-	for folder in $(folders); do rm -f "$$folder"/common.conf "$$folder"/no-sandbox.conf; done
+	for folder in $(folders); do rm -f "$$folder"/*common.conf "$$folder"/*no-sandbox.conf; done
 	rmdir $(folders) 2>/dev/null || true
 	systemctl --user daemon-reload
 	systemctl --user reset-failed $(UNITS) 2>/dev/null || true

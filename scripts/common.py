@@ -44,7 +44,7 @@ natural = number("1", "2147483647", partial(int, base=0))  # as a key, 0 is IPC_
 semname = update_wrapper(partial(name, longest=251), name)  # a file with "sem." before it
 FORM = partial(argparse.RawDescriptionHelpFormatter, width=99)  # without a width: a slow import
 ctime = lru_cache(maxsize=1)(time.ctime)  # most lines have the second of the last one
-SCRIPT = os.path.basename(sys.argv[0]).removesuffix(".py")
+SCRIPT = os.path.basename("".join(sys.argv[:1])).removesuffix(".py")
 
 
 def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:

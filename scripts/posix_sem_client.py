@@ -38,7 +38,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 def check(semaphore: posix_ipc.Semaphore, own: int = 0) -> int:
     """Return the inode of its file, or raise posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        st = os.stat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
+        st = os.lstat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
         if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in (0, st.st_ino):
             return st.st_ino
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
@@ -50,12 +50,12 @@ def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: 
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     own = check(semaphore)  # this program may open its successor, too
     while not stop:
-        check(semaphore, own)
         with contextlib.suppress(posix_ipc.BusyError, posix_ipc.SignalError):  # a handler has run
             semaphore.acquire(max(0, min(end - time.monotonic(), 0.9)))  # a removal wakes nobody
             return
         if time.monotonic() >= end and not stop:
             raise posix_ipc.BusyError("Semaphore is busy")
+        check(semaphore, own)
     raise InterruptedError("stopped")
 
 

@@ -20,9 +20,8 @@ from collections.abc import Iterator, Sized
 
 import posix_ipc
 
+
 # --- the semaphore: these functions work in any program
-
-
 def file_of(name: str) -> str:
     """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
     with contextlib.suppress(OSError, ValueError):  # of musl and macOS, which are not glibc
@@ -33,8 +32,9 @@ def file_of(name: str) -> str:
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
     """Make the semaphore, or open the one that is there. Mode and value are a new one's. Raises
-    PermissionError, or posix_ipc.PermissionsError, for another user's semaphore, and ValueError for
-    a file that is none."""
+    PermissionError, posix_ipc.PermissionsError: another user's; ValueError: a bad value or file."""
+    if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
+        raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
     while True:
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # if it is there
             posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
@@ -54,7 +54,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 def check(semaphore: posix_ipc.Semaphore, own: int = 0) -> int:
     """Return the inode of its file, or raise posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        st = os.stat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
+        st = os.lstat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
         if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in (0, st.st_ino):
             return st.st_ino
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")

@@ -22,7 +22,6 @@ import posix_ipc
 
 # --- the segment: these functions work in any program
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
-STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
@@ -50,23 +49,24 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
     seconds. It is the open file's: each thread or fork opens the segment itself, locks it once."""
+    end = time.monotonic() + timeout
     try:
-        for _ in range(max(round(timeout * 100), 0) + 1):
+        while True:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
+            if time.monotonic() >= end:
+                raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
             time.sleep(0.01)
-        else:
-            raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
         yield
     finally:  # also when Ctrl-C came right after flock(2)
         fcntl.flock(segment.fd, fcntl.LOCK_UN)
 
 
 def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one. In a program of one thread, Ctrl-C and the like wait
-    until it is whole. Raises ValueError when it does not fit (the segment keeps what it had),
-    TimeoutError after so many seconds, and posix_ipc.ExistentialError when it was removed."""
+    """Write the text in place of the old one; in a program of one thread, signals wait meanwhile.
+    Raises ValueError when it does not fit (the segment keeps what it had), TimeoutError after so
+    many seconds; when it was removed, posix_ipc.ExistentialError or, rarely, FileNotFoundError."""
     data = text.encode()
     with locked(segment, timeout):
         path = f"/dev/shm/{segment.name}"  # what is removed lives on while it is open
@@ -84,7 +84,7 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # all, as any handler may raise
             os.pwrite(segment.fd, WRITING, size - 1)
             os.pwrite(segment.fd, first, 0)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)

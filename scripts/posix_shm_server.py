@@ -21,8 +21,7 @@ import posix_ipc
 
 # --- the segment: these functions work in any program
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
-    """Make the segment, or open the one that is there; mode and size (bytes) are a new one's. For
-    another user's, raises PermissionError, or posix_ipc.PermissionsError where it is locked up."""
+    """Make or open a segment (size: bytes). Raises PermissionError, posix_ipc.PermissionsError."""
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
     except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or it is 400
@@ -46,14 +45,15 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
     seconds. It is the open file's: each thread or fork opens the segment itself, locks it once."""
+    end = time.monotonic() + timeout
     try:
-        for _ in range(max(round(timeout * 100), 0) + 1):
+        while True:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
+            if time.monotonic() >= end:
+                raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
             time.sleep(0.01)
-        else:
-            raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
         yield
     finally:  # also when Ctrl-C came right after flock(2)
         fcntl.flock(segment.fd, fcntl.LOCK_UN)

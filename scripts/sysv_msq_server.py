@@ -26,7 +26,7 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
     """Make the queue, or open the one that is there, to receive from it. The mode is that of a new
     queue. Raises PermissionError, or sysv_ipc.PermissionsError, for another user's queue."""
     longest = 2**24  # bytes; a message that is longer would never leave the queue
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/msgmax") as msgmax:
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/msgmax", "rb") as msgmax:
         longest = max(int(msgmax.read()), longest)
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if it is there

@@ -28,7 +28,9 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
     """Make the semaphore, or open the one that is there; mode and value (to 32767) are a new one's.
     TimeoutError: its creator died before it had its value (Stevens, UNP 2, section 11.2)."""
-    while True:  # make it, or open it: again, when it is removed in between
+    if not 0 <= value <= 32767:  # or it is made, and never gets it
+        raise ValueError(f"the value {value} is not from 0 to 32767")
+    for _ in range(10000):  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # if it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
             new.block = False  # or Z() waits for ever, when another has just added 1
@@ -44,6 +46,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
                     return semaphore
                 time.sleep(0.01)
             raise TimeoutError(f"never got its value: did its creator die? `ipcrm -S {key}`")
+    raise sysv_ipc.Error("cannot be made: `sysctl kernel.sem` shows the limits")
 
 
 def acquire(
@@ -52,8 +55,7 @@ def acquire(
     """Take that many, up to 32767 (0: wait until there is none), in any thread, within so many
     seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
     InterruptedError: `stop`."""
-    # sysv_ipc has semaphore.acquire(delta=by) for this, and semaphore.Z() for 0, but no time limit.
-    # The call that has one is semtimedop(2), with a struct sembuf (Hhh) and a struct timespec (ll).
+    # In sysv_ipc, acquire(delta=by) and Z() have no time limit. semtimedop(2) has: see timespec(3).
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:

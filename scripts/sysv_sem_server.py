@@ -29,9 +29,11 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
 
     Raises PermissionError, or sysv_ipc.PermissionsError, for another user's semaphore, TimeoutError
     for one whose creator died before it had its value (W. Richard Stevens, UNIX Network Programming
-    2, section 11.2).
+    2, section 11.2), ValueError for a value that is out of range.
     """
-    while True:  # make it, or open it: again, when it is removed in between
+    if not 0 <= value <= sysv_ipc.SEMAPHORE_VALUE_MAX:  # or it is made, and never gets it
+        raise ValueError(f"the value {value} is not from 0 to {sysv_ipc.SEMAPHORE_VALUE_MAX}")
+    for _ in range(10000):  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(sysv_ipc.ExistentialError, sysv_ipc.BusyError):  # if it is there
             new = sysv_ipc.Semaphore(key, sysv_ipc.IPC_CREX, mode | 0o600)
             new.block = False  # or Z() waits for ever, when another has just added 1
@@ -50,6 +52,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
                     return semaphore
                 time.sleep(0.01)
             raise TimeoutError(f"never got its value: did its creator die? `ipcrm -S {key}`")
+    raise sysv_ipc.Error("cannot be made: `sysctl kernel.sem` shows the limits")
 
 
 def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
@@ -108,10 +111,10 @@ def main() -> int:
                 done = "removed"
             common.put(f"{done} {args.key}")
             return 0
+        stop = common.stop_signals()  # before a signal can part making and first value
         semaphore = open_semaphore(args.key, mode, 2 if args.value is None else args.value)
         common.compare(args.key, "--mode is", args.mode, semaphore.mode & 0o777, "o")
         common.compare(args.key, "--value is now", args.value, semaphore.value)
-        stop = common.stop_signals()
         common.ready(f"start semaphore server: {args.key} size: {semaphore.value}")
         for changed in values(semaphore, stop, args.interval):
             common.put(f"semaphore: {changed}", timed=True)

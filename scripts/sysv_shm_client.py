@@ -24,7 +24,6 @@ import sysv_ipc
 
 LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2), which sysv_ipc does not have
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
-STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP}
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
@@ -48,28 +47,27 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold the lock ~KEY, once. After so many seconds raises TimeoutError, or sysv_ipc.Error."""
     lock = sysv_ipc.Semaphore(~segment.key)
-    lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
-    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
+    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first. SEM_UNDO:
+    give = (ctypes.c_short * 3)(0, 1, 0x1000)  # the kernel unlocks when its holder dies
     end = time.monotonic() + timeout
-    left = timeout
-    limit = (ctypes.c_long * 2)()  # a struct timespec: 0, so the first try does not wait
+    limit = (ctypes.c_long * 2)(0, 1)  # a struct timespec: the first try waits for a nanosecond
     while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value
-        if not left:  # the time was up before this try, which did not wait
+        if not any(limit):  # the time was up before this try, which did not wait
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
-        left = max(end - time.monotonic(), 0)
+        left = max(0, min(end - time.monotonic(), 1e9))
         limit[:] = [int(left), int(left % 1 * 1e9)]
         time.sleep(0.001)
     try:  # a handler that raises right before this leaves it locked
         yield
     finally:
-        lock.release()
+        LIBC.semop(lock.id, give, 1)  # no error where the lock was removed: what you raise counts
 
 
 def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one. In a program of one thread, Ctrl-C and the like wait
-    until it is whole. Raises ValueError when it does not fit (the segment keeps what it had),
-    TimeoutError after so many seconds, and sysv_ipc.ExistentialError when it was removed."""
+    """Write the text in place of the old one; in a program of one thread, signals wait meanwhile.
+    Raises ValueError when it does not fit (the segment keeps what it had), TimeoutError after so
+    many seconds, and sysv_ipc.ExistentialError when it was removed."""
     data = text.encode()
     with locked(segment, timeout):
         if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
@@ -84,7 +82,7 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # in the try, as a handler may raise
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # all, as any handler may raise
             segment.write(WRITING, size - 1)
             segment.write(first)
             segment.write(data[size - 1 :] or b"\0", size - 1)
@@ -116,7 +114,9 @@ def main() -> int:
     prompt = "Please enter something: " if sys.stdin.isatty() else ""
     status = 0
     try:
-        segment = open_segment(args.key, size=args.size or 4096)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
+        segment = open_segment(args.key, size=args.size or 4096)  # none parts a lock from its value
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         common.compare(args.key, "--size is", args.size, segment.size)
         common.put(f"write to {args.key}")
         while True:

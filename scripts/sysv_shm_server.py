@@ -33,6 +33,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
     except (ValueError, sysv_ipc.PermissionsError):  # it is smaller, or to be read only
         segment = sysv_ipc.SharedMemory(key, mode=0o400)
     if {segment.uid, segment.cuid} != {os.geteuid()}:
+        segment.detach()
         raise PermissionError(f"belongs to uid {segment.uid}, made by uid {segment.cuid}")
     with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
         sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
@@ -44,22 +45,21 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold the lock ~KEY, once. After so many seconds raises TimeoutError, or sysv_ipc.Error."""
     lock = sysv_ipc.Semaphore(~segment.key)
-    lock.undo = True  # SEM_UNDO: the kernel unlocks when its holder dies, even by SIGKILL
-    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first, SEM_UNDO
+    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first. SEM_UNDO:
+    give = (ctypes.c_short * 3)(0, 1, 0x1000)  # the kernel unlocks when its holder dies
     end = time.monotonic() + timeout
-    left = timeout
-    limit = (ctypes.c_long * 2)()  # a struct timespec: 0, so the first try does not wait
+    limit = (ctypes.c_long * 2)(0, 1)  # a struct timespec: the first try waits for a nanosecond
     while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value
-        if not left:  # the time was up before this try, which did not wait
+        if not any(limit):  # the time was up before this try, which did not wait
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
-        left = max(end - time.monotonic(), 0)
+        left = max(0, min(end - time.monotonic(), 1e9))
         limit[:] = [int(left), int(left % 1 * 1e9)]
         time.sleep(0.001)
     try:  # a handler that raises right before this leaves it locked
         yield
     finally:
-        lock.release()
+        LIBC.semop(lock.id, give, 1)  # no error where the lock was removed: what you raise counts
 
 
 def read_text(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> str | None:
@@ -112,10 +112,10 @@ def main() -> int:
             common.put(f"{done} {args.key}")
             return 0
         mode = 0o600 if args.mode is None else args.mode
+        stop = common.stop_signals()  # before a signal can part making and first value
         segment = open_segment(args.key, mode, args.size or 4096)
         common.compare(args.key, "--mode is", args.mode, segment.mode & 0o777, "o")
         common.compare(args.key, "--size is", args.size, segment.size)
-        stop = common.stop_signals()
         common.ready(f"start shared memory server: {args.key}")
         while readings != args.count and not stop:
             LIBC.usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))

@@ -5,8 +5,10 @@ unset CDPATH # or cd may go elsewhere
 case $PYTHON in /*) ;; *) PYTHON=$PWD/$PYTHON ;; esac
 cd "$(dirname "$0")/../scripts"
 
-name=/demo-$$
-key=$((1000000 + $$))
+# Of its own: a process id would be that of another demonstration too, in another container.
+own=$("$PYTHON" -c 'import os; print(int.from_bytes(os.urandom(3), "big"))' 2>/dev/null)
+name=/demo-$own
+key=$((1000000 + own))
 serving=
 
 # Again, while another Ctrl-C ends it.
@@ -21,8 +23,8 @@ finish() {
         kill -KILL "$!" && wait "$!" || true
     fi
     for primitive in msq shm sem; do
-        removed "posix_${primitive}_server.py" -n $name &
-        removed "sysv_${primitive}_server.py" -k $key &
+        removed "posix_${primitive}_server.py" -n "$name" &
+        removed "sysv_${primitive}_server.py" -k "$key" &
     done
     wait
 } >/dev/null 2>&1
@@ -32,15 +34,18 @@ trap 'exit 143' TERM
 trap 'exit 129' HUP
 trap 'exit 141' PIPE
 
+# Of a closed pipe a shell that traps SIGPIPE would complain.
+# shellcheck disable=SC2059 # the format comes from below
+print() { printf "$@" 2>/dev/null; }
 python() { "$PYTHON" "$@"; }
-say() { printf '\n# %s\n' "$*"; }
+say() { print '\n# %s\n' "$*"; }
 show() {
-    printf '$ %s\n' "$*"
+    print '$ %s\n' "$*"
     "$@"
 }
 # The process id of the server is $! from the very moment at which there is one.
 serve() {
-    printf '$ %s &\n' "$*"
+    print '$ %s &\n' "$*"
     shift
     serving=yes
     "$PYTHON" "$@" &
@@ -54,10 +59,10 @@ stop() {
 for api in posix sysv; do
     if [ $api = posix ]; then
         it="-n $name"
-        printf '\n==== POSIX ====\n'
+        print '\n==== POSIX ====\n'
     else
         it="-k $key"
-        printf '\n==== System V ====\n'
+        print '\n==== System V ====\n'
     fi
 
     say "A message queue: the server prints what the client sends."
@@ -65,7 +70,7 @@ for api in posix sysv; do
     {
         serve python ${api}_msq_server.py $it
         show python ${api}_msq_client.py $it -c 3 -i 0.1 -q
-        printf '$ echo '\''["any", "JSON"]'\'' | python %s_msq_client.py %s --stdin -q\n' $api "$it"
+        print '$ echo '\''["any", "JSON"]'\'' | python %s_msq_client.py %s --stdin -q\n' $api "$it"
         echo '["any", "JSON"]' | python ${api}_msq_client.py $it --stdin -q
         sleep 0.2
         stop
@@ -75,14 +80,14 @@ for api in posix sysv; do
     # shellcheck disable=SC2086
     {
         serve python ${api}_shm_server.py $it -i 0.1 --changes
-        printf '$ echo "Hello, Zoë" | python %s_shm_client.py %s\n' $api "$it"
+        print '$ echo "Hello, Zoë" | python %s_shm_client.py %s\n' $api "$it"
         echo "Hello, Zoë" | python ${api}_shm_client.py $it
         sleep 0.3
         if [ $api = posix ]; then
             show head -c 11 /dev/shm$name
             echo
         elif command -v ipcs >/dev/null; then
-            printf '$ ipcs -m | grep %x\n' "$key"
+            print '$ ipcs -m | grep %x\n' "$key"
             ipcs -m | grep "$(printf %x "$key")"
         else
             show grep $key /proc/sysvipc/shm # ipcs is a part of util-linux

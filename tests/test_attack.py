@@ -6,6 +6,7 @@ import errno
 import fcntl
 import functools
 import json
+import math
 import os
 import pty
 import resource
@@ -347,6 +348,57 @@ def test_a_waiter_that_is_held_up_after_its_first_try_tries_once_more(make_pair,
         assert (process.wait(), process.out) == (0, ["open", "held"])
 
 
+@pytest.mark.parametrize("api", ["posix", "sysv"])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_the_limit_of_a_wait_for_the_lock_is_time(make_pair, api, side):
+    """Not so many tries, of which each takes longer in a program whose other threads compute."""
+    shm = make_pair(api, "shm")
+    shm.client(stdin="text\n")
+    busy = (
+        "import threading, time; ended = threading.Event()\n"
+        "def compute():\n    while not ended.is_set(): sum(range(1000))\n"
+        "for _ in range(8): threading.Thread(target=compute, daemon=True).start()\n"
+        "began = time.monotonic()\n"
+        "import atexit; atexit.register(lambda: print(time.monotonic() - began))\n"
+    )
+    argv = locking(shm, 1.5, side)
+    argv[2] = busy + argv[2]
+    with lock_held(shm):
+        done = subprocess.run(argv, env=ENV, capture_output=True, text=True, timeout=60)
+    assert "TimeoutError: locked" in done.stderr
+    assert 1.5 <= float(done.stdout.split()[-1]) < 6
+
+
+@pytest.mark.parametrize("api", ["posix", "sysv"])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_wait_for_the_lock_may_be_without_a_limit(make_pair, api, side):
+    shm = make_pair(api, "shm")
+    shm.client(stdin="text\n")
+    with lock_held(shm):
+        process = Process(locking(shm, math.inf, side))
+        call = {"posix": "clock_nanosleep", "sysv": "semtimedop"}[api]
+        until(lambda: waits_in(process.pid, call))
+    with process:
+        assert (process.wait(), process.out) == (0, ["open", "held"])
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_what_the_caller_raises_counts_though_the_lock_was_removed(make_pair, side):
+    shm = make_pair("sysv", "shm")
+    code = (
+        f"import sysv_ipc, {shm.script(side)} as script\n"
+        f"segment = script.open_segment({shm.key})\n"
+        "try:\n"
+        "    with script.locked(segment):\n"
+        f"        sysv_ipc.Semaphore(~{shm.key}).remove()\n"
+        "        raise KeyError('mine')\n"
+        "except KeyError as error: print(error)\n"
+    )
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("'mine'\n", "")
+
+
 @pytest.mark.parametrize("limit", [-1, -0.5, -1e-20, 0])
 def test_a_limit_that_is_over_takes_what_is_free_and_waits_for_nothing(shm, limit):
     shm.client(stdin="text\n")
@@ -379,6 +431,24 @@ def test_a_stop_at_the_start_line_is_heeded(pair, number, tmp_path):
         go_on()
         assert server.wait(5) == 0
     assert server.out[-1] == pair.end_line
+
+
+@needs("strace")
+@pytest.mark.parametrize("number", ["INT", "TERM"])
+@pytest.mark.parametrize(
+    "primitive, side, calls", [("shm", "server", 3), ("shm", "client", 3), ("sem", "server", 2)]
+)
+def test_a_stop_parts_no_system_v_semaphore_from_its_value(
+    make_pair, primitive, side, calls, number, tmp_path
+):
+    """It comes right after semget(2): the value would be missing for everybody, and for good."""
+    for when in range(1, calls + 1):
+        pair, log = make_pair("sysv", primitive), tmp_path / f"log{when}"
+        argv = traced(log, "semget", f"signal={number}:when={when}", pair.argv(side))
+        subprocess.run(argv, env=ENV, stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+        assert f"SIG{number}" in log.read_text()
+        done = pair.client(stdin="text\n")
+        assert (done.returncode, done.stderr) == (0, ""), (when, log.read_text())
 
 
 @needs("strace")
@@ -492,6 +562,24 @@ def test_who_is_refused_keeps_no_descriptor(make_pair, run_as, primitive):
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert (len(set(done.stdout.splitlines())), done.stderr) == (1, ""), done
     assert f"uid {BOB}" in done.stdout
+
+
+@root
+def test_who_is_refused_keeps_no_segment_attached(make_pair, run_as):
+    """It could not be freed as long as that program runs."""
+    pair = make_pair("sysv", "shm")
+    run_as(pair, BOB, "client", stdin="text\n")
+    sysv_ipc.Semaphore(~pair.key).remove()  # or it would be refused for that
+    code = (
+        "import sysv_shm_server as script\n"
+        "for _ in range(5):\n"
+        f"    try: script.open_segment({pair.key})\n"
+        "    except PermissionError as error: print(error)\n"
+        "assert 'SYSV' not in open('/proc/self/maps').read()\n"
+    )
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.stdout.count(f"uid {BOB}"), done.stderr) == (10, ""), done
 
 
 @pytest.mark.parametrize("side", ["server", "client"])

@@ -153,9 +153,10 @@ def test_shmall_and_shmmni(make_pair, side):
 
 @in_namespaces
 @pytest.mark.parametrize("side", ["server", "client"])
-def test_kernel_sem(make_pair, side):
+@pytest.mark.parametrize("limits", ["250 32000 32 0", "0 32000 32 128"])
+def test_kernel_sem(make_pair, side, limits):
     pair = make_pair("sysv", "sem")
-    done = within("--ipc", "echo 250 32000 32 0 > /proc/sys/kernel/sem", command(pair, side))
+    done = within("--ipc", f"echo {limits} > /proc/sys/kernel/sem", command(pair, side))
     refused(done, pair, side, "kernel.sem")
 
 

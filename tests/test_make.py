@@ -17,6 +17,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from conftest import (
+    APIS,
     ENV,
     PAIRS,
     ROOT,
@@ -316,6 +317,17 @@ def test_a_pair_whose_server_fails_starts_no_client(checkout, make_pair):
     assert running(pair) == []
 
 
+@pytest.mark.parametrize("api", APIS)
+def test_a_pair_whose_server_ends_first(checkout, make_pair, api):
+    """As in `make posix-msq | head`: the client would fill the queue, and wait for ever."""
+    argv = ["make", f"{api}-msq", *variables(make_pair(api, "msq")), "COUNT=3000", "INTERVAL=0"]
+    shell = ["sh", "-c", f"{shlex.join(argv)} | head -n 3"]
+    with Process(shell, cwd=checkout) as process:
+        assert process.wait(20) == 0
+    assert len(process.out) == 3
+    assert any("Error 141" in line for line in process.err)
+
+
 def test_the_status_of_a_pair_is_that_of_its_client(checkout, make_pair):
     pair = make_pair("sysv", "sem")
     assert make(checkout, "sysv-sem", *variables(pair), "ARGS=--by 9").returncode != 0
@@ -530,6 +542,23 @@ def test_status_with_and_without_dev_mqueue(checkout, mounted):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert ("sudo mount -t mqueue mqueue /dev/mqueue" in done.stdout) != mounted
+
+
+def test_an_empty_venv_is_not_the_root_of_the_machine(checkout):
+    for target in ("setup", "help", "distclean"):
+        done = make(checkout, target, "VENV=")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "VENV is empty" in done.stderr
+
+
+def test_no_environment_is_made_in_a_folder_of_other_things(checkout, tmp_path):
+    """distclean would remove them with it."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/thesis").write_text("of years")
+    done = make(checkout, "setup", f"VENV={tmp_path}/project")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "not empty, and no environment" in done.stderr
+    assert [path.name for path in (tmp_path / "project").iterdir()] == ["thesis"]
 
 
 def test_distclean_removes_the_objects_and_no_folder_that_is_no_environment(stubs, tmp_path):

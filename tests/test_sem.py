@@ -4,12 +4,15 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pexpect
+import posix_ipc
 import pytest
-from conftest import ENV, Pair, Process, needs, state, until, waits_in
+import sysv_ipc
+from conftest import ENV, SCRIPTS, Pair, Process, needs, state, until, waits_in
 
 
 def value(pair: Pair) -> int:
@@ -269,6 +272,42 @@ def test_a_posix_value_over_the_maximum(make_pair):
         done = pair.client("-r")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("page", ["posix_sem_server", "sysv_sem_server", "sysv_sem_client"])
+@pytest.mark.parametrize("number", [-1, 2**31, 2**32 + 5, 2**40])
+def test_no_semaphore_is_made_for_a_value_that_it_cannot_have(make_pair, page, number):
+    """It would have another value than was asked for (POSIX), or none, for good (System V)."""
+    api = page.partition("_")[0]
+    sem = make_pair(api, "sem")
+    thing = sem.name if api == "posix" else sem.key
+    code = (
+        f"import {page} as script\n"
+        f"try: script.open_semaphore({thing!r}, value={number})\n"
+        f"except ValueError as error: print(error)\n"
+    )
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.stdout.startswith(f"the value {number} is not from 0 to"), done.stderr) == (
+        True,
+        "",
+    )
+    with pytest.raises((posix_ipc.ExistentialError, sysv_ipc.ExistentialError)):
+        posix_ipc.Semaphore(thing) if api == "posix" else sysv_ipc.Semaphore(thing)
+
+
+def test_a_symbolic_link_is_not_the_semaphore(make_pair, tmp_path):
+    """sem_open(3) does not follow one, so that nobody else finds it there."""
+    pair = make_pair("posix", "sem")
+    with pair.server() as server:
+        server.wait_line("semaphore: 2")
+        moved = pair.path.with_name(f"{pair.path.name}-moved")
+        pair.path.rename(moved)
+        try:
+            pair.path.symlink_to(moved)
+            assert server.wait(5) == 1
+        finally:
+            moved.unlink()
 
 
 def test_the_server_says_that_it_was_removed(sem):

@@ -540,11 +540,20 @@ def test_the_socket(installed):
     until(lambda: "the second" in "\n".join(installed.log(unit)[before:]))
 
 
-def test_the_socket_after_its_queue_was_removed(installed):
-    """systemd listens to one that has no name any more; a restart of the socket makes another."""
+@pytest.mark.parametrize("at_work", [False, True])
+def test_the_socket_after_its_queue_was_removed(installed, at_work):
+    """systemd listens to one that has no name any more; a restart of the socket makes another, but
+    not beside a service that runs: that is stopped first."""
     socket, unit = "ipc-posix-msq-server.socket", "ipc-posix-msq-server"
     installed.do("start", socket)
+    if at_work:
+        installed.client(unit, "before")
+        until(lambda: installed.state(unit) == "active")
     installed.remove(unit)
+    if at_work:
+        until(lambda: installed.show(unit, "NRestarts")["NRestarts"] == "1")
+        until(lambda: installed.state(unit) == "active")
+    installed.do("stop", f"{unit}.service")
     installed.do("restart", socket)
     installed.client(unit, "after all")
     until(lambda: installed.state(unit) == "active")
@@ -576,6 +585,39 @@ def test_a_unit_can_be_enabled_again_after_disable(installed, unit):
         installed.do("disable", unit)
         assert name not in installed.show(f"{wants}.target", "Wants")["Wants"].split()
     assert installed.show(unit, "LoadState")["LoadState"] == "loaded"
+
+
+def test_a_drop_in_of_the_users_has_the_last_word(installed):
+    """Of all drop-ins the one whose name sorts last wins; a number is the usual beginning."""
+    drop_in = installed.config / f"{SERVICES[0]}.service.d/10-memory.conf"
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Service]\nMemoryMax=1G\n")
+    installed.do("daemon-reload")
+    try:
+        assert installed.show(SERVICES[0], "MemoryMax") == {"MemoryMax": str(2**30)}
+    finally:
+        shutil.rmtree(drop_in.parent)
+        installed.do("daemon-reload")
+
+
+def test_a_checkout_that_moves(installed):
+    """To a folder that systemd takes for no program's. What was enabled is so from there."""
+    before, after = installed.checkout, installed.checkout.parent / 'it\'s a "check\\out"'
+    installed.do("enable", "ipc-servers.target", SERVICES[0])
+    before.rename(after)
+    installed.checkout = after
+    try:
+        assert installed.run("make", "systemd-install").returncode == 0
+        installed.do("restart", "ipc-servers.target")
+        for unit in SERVICES:
+            argv = installed.run("cat", f"/proc/{installed.pid(unit)}/cmdline").stdout
+            assert f"{after}/systemd/" in argv
+        installed.do("disable", "ipc-servers.target", SERVICES[0])
+        installed.do("stop", "ipc-servers.target")
+    finally:
+        after.rename(before)
+        installed.checkout = before
+        assert installed.run("make", "systemd-install").returncode == 0
 
 
 def test_the_drop_in_is_for_our_units_alone(installed):
