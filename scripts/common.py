@@ -61,7 +61,7 @@ def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
         except BlockingIOError:  # somebody who shares it has made it non-blocking
             select.select([], [fd], [])
         except OSError as error:
-            raise OutputError(error.errno, error.strerror) from error
+            raise OutputError(error.errno, f"{error.strerror}: not printed: {text}") from error
 
 
 def complain(thing: object, error: object, cures: Mapping[str, str] = {}) -> int:
@@ -93,8 +93,8 @@ def stop_signals(numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> se
 def ready(line: str, to: int = 1) -> None:
     put(line, to=to)
     if address := os.environ.get("NOTIFY_SOCKET"):  # of systemd: sd_notify(3), unix(7)
-        from socket import AF_UNIX, MSG_DONTWAIT, SOCK_DGRAM, socket
+        from socket import AF_UNIX, SOCK_DGRAM, socket
 
         with contextlib.suppress(OSError), socket(AF_UNIX, SOCK_DGRAM) as notice:  # nobody listens
-            address = "\0" + address[1:] if address[0] == "@" else address
-            notice.sendto(b"READY=1", MSG_DONTWAIT, address)
+            notice.settimeout(0.5)  # while too many others tell systemd something
+            notice.sendto(b"READY=1", address[:1].replace("@", "\0") + address[1:])

@@ -41,7 +41,6 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iterator[bytes]:
     """Yield the body of each message, until `stop` has something in it. Main thread only: as
     msgrcv(2) has no time limit, SIGALRM ends its wait, and only that thread may set its handler.
-
     A signal handler may put it there, but must not raise: the message that msgrcv(2) has just taken
     off the queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed, and
     sysv_ipc.PermissionsError when its mode no longer lets you in."""
@@ -50,8 +49,11 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
             body, _type = queue.receive(block=False, type=msgtyp)
         except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
             began = time.monotonic()
+            handler = signal.signal(
+                signal.SIGALRM, signal.getsignal(signal.SIGALRM)
+            )  # main thread?
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-            handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
+            signal.signal(signal.SIGALRM, lambda number, frame: None)
             left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
             rang = signal.SIGALRM in signal.sigpending()  # an alarm of the program, not yet seen
             try:

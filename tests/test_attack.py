@@ -191,9 +191,22 @@ def test_what_a_semaphore_client_did_before_its_output_was_full_is_said(sem):
             argv = sem.argv("client", option)
             done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=ENV, text=True)
         assert done.returncode == 1
-        assert done.stderr.endswith("No space left on device: the value has changed all the same\n")
+        said = f"not printed: semaphore: {left}: the value has changed all the same\n"
+        assert done.stderr.endswith(f"No space left on device: {said}")
         with sem.opened() as semaphore:
             assert semaphore.value == left
+
+
+def test_a_message_that_the_output_has_no_room_for_is_in_the_error(msq):
+    """It is off the queue, and would be nowhere."""
+    msq.client("--stdin", stdin='{"an": "order"}\n')
+    with open("/dev/full", "w") as full:
+        argv = msq.argv("server", "--json")
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=ENV, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        'No space left on device: not printed: {"an": "order"}'
+    )
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
@@ -863,6 +876,21 @@ def test_a_notify_socket_that_does_not_answer_ends_no_server_and_hangs_none(pair
         with pair.server(env={**ENV, "NOTIFY_SOCKET": address}) as server:
             assert server.stop(timeout=5) == 0
         assert server.out[-1] == pair.end_line
+
+
+def test_systemd_is_told_that_a_server_is_ready_as_soon_as_it_listens_again(pair):
+    address = f"\0{pair.name}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sender.sendto(b"x", address)
+        listener.settimeout(20)
+        with pair.server(env={**ENV, "NOTIFY_SOCKET": f"@{pair.name}"}):
+            while listener.recv(100) != b"READY=1":
+                pass
 
 
 @needs("strace")

@@ -811,6 +811,24 @@ def test_what_a_function_makes_when_it_is_told_nothing(page, make_pair, tmp_path
     assert server.err == []
 
 
+def test_a_thread_that_may_not_wait_is_as_it_was(make_pair, tmp_path):
+    """Its children would have SIGALRM blocked, and no time limit of theirs would end them."""
+    code = """
+import threading
+def wait():
+    try:
+        next(script.messages(queue, set()))
+    except ValueError as error:
+        print("main thread" in str(error), signal.pthread_sigmask(signal.SIG_BLOCK, []))
+queue = script.open_queue(thing)
+thread = threading.Thread(target=wait)
+thread.start()
+thread.join()
+"""
+    done = run(program(make_pair("sysv", "msq"), "server", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("True set()\n", "")
+
+
 def test_a_value_is_looked_for_every_second(api, make_pair, tmp_path):
     code = """
 semaphore = script.open_semaphore(thing)
@@ -998,7 +1016,7 @@ list(script.messages(queue, stop))
 print(found)
 """
     done = run(program(make_pair("sysv", "msq"), "server", code), home("cut", tmp_path))
-    assert (done.stdout, done.stderr) == ("[(0.0, 0.0), (0.0, 0.0)]\n", "")
+    assert (done.stdout, done.stderr) == ("[(0.0, 0.0), (0.0, 0.0), (0.0, 0.0)]\n", "")
 
 
 LITERAL = {  # what the tests of time and of counts have seen
