@@ -97,7 +97,7 @@ help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
 .DEFAULT:
-	@echo 'make: there is no target $@: make alone lists them' >&2; exit 2
+	@echo $(call quote,make: there is no target $@: make alone lists them) >&2; exit 2
 
 .PHONY: $(PAIRS:=-server) $(PAIRS:=-client)
 $(PAIRS:=-server) $(PAIRS:=-client): setup
@@ -111,24 +111,24 @@ $(PAIRS:=-server) $(PAIRS:=-client): setup
 # segment prints a text when it changes.
 # What is ended is the server and the last that was started, $!, which for a moment has no other
 # name. It is told twice, as it may still be a copy of the shell the first time, and miss it.
-# A queue would fill, and its quiet client wait for ever, if nobody noticed that its server has ended,
-# as in `make posix-msq | head`: who watches it tells the shell by SIGUSR1.
+# When the server ends first, as in `make posix-msq | head`, a client would fill the queue and wait for
+# ever, or write for nobody: who watches the server tells the shell by SIGUSR1. A semaphore needs none.
 # A server that looks at its object every INTERVAL (twice a second, unless the command line says how
 # often) runs on for one INTERVAL more, to show what the client did last.
 $(filter-out %-msq,$(PAIRS)): INTERVAL = 0.5
-watch = (while kill -0 $$server; do sleep 0.2; done; kill -USR1 $$$$) 2>/dev/null &
+watch = (kill -0 $$server && while kill -0 $$server; do sleep 0.2; done && kill -USR1 $$$$) 2>/dev/null &
 last-look = $(if $(filter INTERVAL,$($(1)-server)),$(if $(INTERVAL),$(call quote,$(INTERVAL))))
 .PHONY: $(PAIRS)
 $(PAIRS): setup
 	@true 2>/dev/null 3<&0 || exec </dev/null; exec 3<&0; server= started=; \
-	finish() { trap '' INT TERM HUP USR1; \
+	finish() { trap '' INT TERM HUP QUIT USR1; \
 	for turn in first second; do kill $$server $${started:+$$!}; sleep 0.1; done; wait; }; \
 	trap 'finish 2>/dev/null' EXIT; \
-	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; \
+	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; trap 'exit 131' QUIT; \
 	trap 'wait $$server; exit $$?' USR1; started=yes; \
 	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \
 	kill -0 $$server 2>/dev/null || wait $$server || exit; \
-	$(if $(findstring msq,$@),$(watch)) \
+	$(if $(findstring sem,$@),,$(watch)) \
 	$(call script,$@-client) $(if $(findstring msq,$@),-q) $(ARGS) <&3 & \
 	wait $$!; status=$$?; started=; sleep 1 $(call last-look,$@); exit $$status
 
@@ -166,6 +166,7 @@ lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl
 has-pip = $(python) -c 'import importlib.metadata as m, sys; \
 	whole = all(map(m.distribution("pip").read_text, ["INSTALLER", "RECORD"])); \
 	sys.exit(sys.version_info < (3, 10) or not whole)' 2>/dev/null
+packages = $(venv)/lib/python*/site-packages
 pip = -m pip install --quiet --disable-pip-version-check --no-input -r
 pip-install = $(python) $(pip)
 
@@ -187,9 +188,9 @@ setup:
 		[ $(venv) = .venv ] || [ -e $(venv)/pyvenv.cfg ] || [ -z "$$(ls -A $(venv) 2>/dev/null)" ] || \
 			fail 'not empty, and no environment:' $(venv); \
 		if [ -e $(venv)/pyvenv.cfg ]; then \
-		rm -rf $(venv)/bin/python* $(venv)/lib/python*/site-packages/pip*; fi; \
+		rm -rf $(venv)/bin/python* $(packages)/pip $(packages)/pip-*; fi; \
 		$(PYTHON) -m venv $(venv) || fail 'no environment could be made in' $(venv); fi; \
-	rm -rf $(venv)/lib/python*/site-packages/*_ipc*; \
+	rm -rf $(packages)/posix_ipc* $(packages)/sysv_ipc*; \
 	$(pip-install) requirements.txt && $(python) -c 'import posix_ipc, sysv_ipc' || \
 		fail 'the two packages could not be installed: pip needs the network, and where PyPI has no' \
 		'wheel for this Python a C compiler and its headers (Debian: apt-get install gcc python3-dev)'; \

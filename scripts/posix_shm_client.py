@@ -84,7 +84,7 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # all, as any handler may raise
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # any handler may raise
             os.pwrite(segment.fd, WRITING, size - 1)
             os.pwrite(segment.fd, first, 0)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)

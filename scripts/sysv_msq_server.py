@@ -49,9 +49,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
             body, _type = queue.receive(block=False, type=msgtyp)
         except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
             began = time.monotonic()
-            handler = signal.signal(
-                signal.SIGALRM, signal.getsignal(signal.SIGALRM)
-            )  # main thread?
+            handler = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))  # or raises
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
             signal.signal(signal.SIGALRM, lambda number, frame: None)
             left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
@@ -69,8 +67,8 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 if rang:
                     os.kill(os.getpid(), signal.SIGALRM)
-                if left:  # the program's timer goes on
-                    left = max(left - (time.monotonic() - began), 1e-6)
+                if left or interval:  # the program's timer goes on; 0 is left when it rang
+                    left = max((left or interval) - (time.monotonic() - began), 1e-6)
                     signal.setitimer(signal.ITIMER_REAL, left, interval)
         yield body
 

@@ -82,7 +82,7 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # all, as any handler may raise
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # any handler may raise
             segment.write(WRITING, size - 1)
             segment.write(first)
             segment.write(data[size - 1 :] or b"\0", size - 1)

@@ -18,7 +18,7 @@ removed() {
 
 # Whatever ends it, a signal, a closed pipe (`make demo | head`) or an error, nothing stays.
 finish() {
-    trap '' INT TERM HUP PIPE
+    trap '' INT TERM HUP QUIT PIPE
     if [ -n "$serving" ]; then
         kill -KILL "$!" && wait "$!" || true
     fi
@@ -32,6 +32,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
+trap 'exit 131' QUIT
 trap 'exit 141' PIPE
 
 # Of a closed pipe a shell that traps SIGPIPE would complain.

@@ -683,6 +683,27 @@ print(len(late), "times", "on time" if min(late) < 0.4 else late)
     assert (done.stdout, done.stderr) == ("2 times on time\n", "")
 
 
+@pytest.mark.parametrize("primitive", ["msq", "sem"])
+def test_a_timer_that_has_rung_before_the_wait_rings_on(api, primitive, make_pair, tmp_path):
+    """Of one whose SIGALRM is pending setitimer(2) says that nothing is left, only the interval."""
+    code = """
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+while signal.SIGALRM not in signal.sigpending():
+    time.sleep(0.01)
+stop = []
+threading.Timer(0.2, lambda: (stop.append(1), give())).start()
+wait(stop)
+rung = [signal.sigtimedwait({signal.SIGALRM}, 10).si_signo for _ in range(3)]
+print(rung, signal.getitimer(signal.ITIMER_REAL)[1])
+"""
+    give = "def give(): pass" if primitive == "msq" else "def give(): semaphore.release()"
+    side = "server" if primitive == "msq" else "client"
+    argv = program(make_pair(api, primitive), side, WAIT[primitive], give, code)
+    done = run(argv, home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("[14, 14, 14] 0.1\n", "")
+
+
 @pytest.mark.parametrize("pending", ["", "os.kill(os.getpid(), signal.SIGALRM)"])
 @pytest.mark.parametrize("primitive", ["msq", "sem"])
 def test_a_wait_where_the_program_has_blocked_sigalrm(api, primitive, pending, make_pair, tmp_path):
