@@ -296,18 +296,22 @@ def test_no_semaphore_is_made_for_a_value_that_it_cannot_have(make_pair, page, n
         posix_ipc.Semaphore(thing) if api == "posix" else sysv_ipc.Semaphore(thing)
 
 
-def test_a_symbolic_link_is_not_the_semaphore(make_pair, tmp_path):
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_symbolic_link_is_not_the_semaphore(make_pair, side):
     """sem_open(3) does not follow one, so that nobody else finds it there."""
     pair = make_pair("posix", "sem")
-    with pair.server() as server:
-        server.wait_line("semaphore: 2")
+    argv = pair.argv(side, *(["-w"] if side == "client" else []), "--value", 0)
+    with Process(argv) as process:
+        until(pair.path.exists)
+        until(lambda: waits_in(process.pid, "futex", "clock_nanosleep"))
         moved = pair.path.with_name(f"{pair.path.name}-moved")
         pair.path.rename(moved)
         try:
             pair.path.symlink_to(moved)
-            assert server.wait(5) == 1
+            assert process.wait(5) == 1
         finally:
             moved.unlink()
+    assert "the semaphore was removed" in process.err[-1]
 
 
 def test_the_server_says_that_it_was_removed(sem):

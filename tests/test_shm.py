@@ -220,6 +220,16 @@ def test_a_posix_segment_truncated_or_enlarged_under_both(make_pair, size):
     assert pair.client(stdin="again\n").returncode == (1 if size == 1 else 0)
 
 
+def test_the_lock_is_1_when_nobody_holds_it(make_pair):
+    """SEM_UNDO is undone by it: else the kernel would add what has been given back already."""
+    shm = make_pair("sysv", "shm")
+    for _ in range(2):
+        shm.client(stdin="text\n" * 3)
+        assert sysv_ipc.Semaphore(~shm.key).value == 1
+        assert shm.run("server", "-c3", "-i0").returncode == 0
+        assert sysv_ipc.Semaphore(~shm.key).value == 1
+
+
 def test_a_segment_is_removed_under_the_server(shm):
     shm.client(stdin="text\n")
     with shm.server("-i60") as server:
