@@ -64,7 +64,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
 
 
 def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one; in a program of one thread, signals wait meanwhile.
+    """Write the text in place of the old one; in a program of one thread, signals 1 to 31 wait.
     Raises ValueError when it does not fit (the segment keeps what it had), TimeoutError after so
     many seconds; when it was removed, posix_ipc.ExistentialError or, rarely, FileNotFoundError."""
     data = text.encode()

@@ -65,7 +65,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
 
 
 def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one; in a program of one thread, signals wait meanwhile.
+    """Write the text in place of the old one; in a program of one thread, signals 1 to 31 wait.
     Raises ValueError when it does not fit (the segment keeps what it had), TimeoutError after so
     many seconds, and sysv_ipc.ExistentialError when it was removed."""
     data = text.encode()
