@@ -69,8 +69,8 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
     many seconds; when it was removed, posix_ipc.ExistentialError or, rarely, FileNotFoundError."""
     data = text.encode()
     with locked(segment, timeout):
-        path = f"/dev/shm/{segment.name}"  # what is removed lives on while it is open
-        if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
+        at = f"/dev/shm/{segment.name}"  # what is removed lives on while it is open
+        if os.path.islink(at) or not os.path.exists(at) or not os.path.samefile(segment.fd, at):
             raise posix_ipc.ExistentialError("the segment was removed")
         size = os.fstat(segment.fd).st_size
         most = min(size, 2**31 - 4096)  # pwrite(2) writes no more at once

@@ -98,7 +98,7 @@ def main() -> int:
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new segment (default: 600)")
     add("--clean", action="store_true", help="remove the segment and exit")
     args = parser.parse_args()
-    path = f"/dev/shm{args.name}"  # what is removed lives on while it is open
+    at = f"/dev/shm{args.name}"  # what is removed lives on while it is open
     readings = 0
     due = 0.0
     text: str | None = "\0"  # no text has one, so that the first one differs
@@ -119,7 +119,7 @@ def main() -> int:
         common.ready(f"start shared memory server: {args.name}")
         while readings != args.count and not stop:
             usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
-            if not os.path.exists(path) or not os.path.samefile(segment.fd, path):
+            if os.path.islink(at) or not os.path.exists(at) or not os.path.samefile(segment.fd, at):
                 return common.complain(args.name, "the segment was removed")
             if time.monotonic() >= due:
                 due = time.monotonic() + max(args.interval, 0.01)

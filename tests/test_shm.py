@@ -220,6 +220,24 @@ def test_a_posix_segment_truncated_or_enlarged_under_both(make_pair, size):
     assert pair.client(stdin="again\n").returncode == (1 if size == 1 else 0)
 
 
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_symbolic_link_is_not_the_segment(make_pair, side):
+    """shm_open(3) does not follow one, so that nobody else finds it there."""
+    shm = make_pair("posix", "shm")
+    moved = shm.path.with_name(f"{shm.path.name}-moved")
+    with Process(shm.argv(side), stdin=subprocess.PIPE) as process:
+        until(lambda: process.out)
+        shm.path.rename(moved)
+        try:
+            shm.path.symlink_to(moved)
+            if side == "client":
+                process.type("text\n")
+            assert process.wait(5) == 1
+        finally:
+            moved.unlink()
+    assert process.err[-1].endswith(": the segment was removed")
+
+
 def test_the_lock_is_1_when_nobody_holds_it(make_pair):
     """SEM_UNDO is undone by it: else the kernel would add what has been given back already."""
     shm = make_pair("sysv", "shm")
