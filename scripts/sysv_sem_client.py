@@ -55,7 +55,7 @@ def acquire(
     """Take that many, up to 32767 (0: wait until there is none), in any thread, within so many
     seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
     InterruptedError: `stop`."""
-    # In sysv_ipc, acquire(delta=by) and Z() have no time limit: semtimedop(2), with a struct sembuf.
+    # In sysv_ipc, acquire(delta=by) and Z() have no time limit. semtimedop(2) has, for a sembuf:
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
