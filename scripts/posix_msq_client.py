@@ -63,7 +63,6 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 import itertools
 import json
@@ -97,7 +96,7 @@ def lines(name: str, refused: list[int]) -> Iterator[tuple[str, bytes]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     priority = "the higher one is received first (default: 0, at most 32767)"
     patience = "give up when the queue stays full so long (default: wait; 0: do not)"

@@ -69,7 +69,6 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 
 CURES = {"permission": "`ls -l /dev/shm` shows owner and mode", "no semaphore": "`ls /dev/shm`"}
@@ -93,7 +92,7 @@ def hold(command: list[str], heeded: set[int], stop: set[int]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     wait = parser.add_mutually_exclusive_group().add_argument
     add("-n", "--name", type=common.semname, default="/test", help="use this name (default: /test)")

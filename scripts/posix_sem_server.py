@@ -90,7 +90,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 
 CURES = {
@@ -100,7 +99,7 @@ CURES = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     value = common.number("0", str(posix_ipc.SEMAPHORE_VALUE_MAX))
     add("-n", "--name", type=common.semname, default="/test", help="use this name (default: /test)")

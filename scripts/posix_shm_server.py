@@ -81,14 +81,13 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 
 CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df /dev/shm`", "no such file": "it was removed"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     add("-n", "--name", type=common.name, default="/test", help="use this name (default: /test)")
     add("-i", "--interval", type=common.seconds, default=3, help="pause in seconds (default: 3)")

@@ -69,7 +69,6 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 import itertools
 import json
@@ -103,7 +102,7 @@ def lines(key: int, refused: list[int]) -> Iterator[tuple[str, bytes]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-c", "--count", type=common.count, metavar="N", help="send N messages (default: 15)")

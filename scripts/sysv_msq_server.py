@@ -81,7 +81,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 import itertools
 import json
@@ -102,7 +101,7 @@ def show(body: bytes, as_json: bool) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-c", "--count", type=common.count, metavar="N", help="stop after N messages (else never)")

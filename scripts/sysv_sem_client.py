@@ -14,14 +14,12 @@ import contextlib
 import ctypes
 import errno
 import os
-import struct
 import time
 from collections.abc import Sized
 
 import sysv_ipc
 
 # --- the semaphore: these functions work in any program
-
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -56,11 +54,11 @@ def acquire(
     seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
     InterruptedError: `stop`."""
     # In sysv_ipc, acquire(delta=by) and Z() have no time limit. semtimedop(2) has, for a sembuf:
-    take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
+    take = (ctypes.c_short * 3)(0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
         left = max(0, min(end - time.monotonic(), 0.9))  # then look at `stop` again
-        limit = struct.pack("ll", int(left), int(left % 1 * 1e9))
+        limit = (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))  # a struct timespec
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()
@@ -83,7 +81,6 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 
 LIMITS = "`sysctl kernel.sem` shows the limits, and SEMVMX is 32767"
@@ -91,7 +88,7 @@ CURES = {"permi": "`ipcs -s` shows owner and mode", "no space left": LIMITS, "se
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     wait = parser.add_mutually_exclusive_group().add_argument
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
@@ -116,7 +113,9 @@ def main() -> int:
             if not semaphore.o_time:  # its creator is not done, and semop(2) would set it
                 raise ValueError(f"has no value yet: did its creator die? `ipcrm -S {args.key}`")
         else:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # or one that ends this
             semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # parts a new one from its value
         common.compare(args.key, "--value is now", args.value, semaphore.value)
         semaphore.undo = args.undo or bool(command)
         if args.release:

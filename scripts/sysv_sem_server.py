@@ -83,17 +83,16 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 
 CURES = {
     "permi": "`ipcs -s` shows owner and mode",
-    "no space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
+    "no space left": "`sysctl kernel.sem` shows the limits",
 }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     value = common.number("0", str(sysv_ipc.SEMAPHORE_VALUE_MAX))
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")

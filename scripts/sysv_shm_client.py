@@ -99,14 +99,13 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 
 CURES = {"permi": "`ipcs`", "enospc": "kernel.shmmni, kernel.shmall", "no shared": "kernel.shmmax"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("--size", type=common.size, metavar="BYTES", help="size of a new segment (default: 4096)")

@@ -82,14 +82,13 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # till stop_signals(), Ctrl-C ends it
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
-import argparse
 import common
 
 CURES = {"permi": "`ipcs`", "enospc": "kernel.shmmni, kernel.shmall", "no shared": "kernel.shmmax"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(common.SCRIPT, None, __doc__, formatter_class=common.FORM)
+    parser = common.Parser(description=__doc__)
     add = parser.add_argument
     add("-k", "--key", type=common.natural, default=200, help="use this key (default: 200)")
     add("-i", "--interval", type=common.seconds, default=3, help="pause in seconds (default: 3)")
@@ -105,9 +104,10 @@ def main() -> int:
     try:
         if args.clean:
             done = "nothing to remove:"
-            for kind, key in ((sysv_ipc.SharedMemory, args.key), (sysv_ipc.Semaphore, ~args.key)):
+            ids = [LIBC.shmget(args.key, 0, 0), LIBC.semget(~args.key, 0, 0)]  # -1: there is none
+            for remove in (sysv_ipc.remove_shared_memory, sysv_ipc.remove_semaphore):
                 with contextlib.suppress(sysv_ipc.ExistentialError):
-                    kind(key, mode=0).remove()
+                    remove(ids.pop(0))  # by its id, as to open a segment is to read it
                     done = "removed"
             common.put(f"{done} {args.key}")
             return 0

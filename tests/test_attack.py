@@ -449,7 +449,8 @@ def test_a_stop_at_the_start_line_is_heeded(pair, number, tmp_path):
 @needs("strace")
 @pytest.mark.parametrize("number", ["INT", "TERM"])
 @pytest.mark.parametrize(
-    "primitive, side, calls", [("shm", "server", 3), ("shm", "client", 3), ("sem", "server", 2)]
+    "primitive, side, calls",
+    [("shm", "server", 3), ("shm", "client", 3), ("sem", "server", 2), ("sem", "client", 2)],
 )
 def test_a_stop_parts_no_system_v_semaphore_from_its_value(
     make_pair, primitive, side, calls, number, tmp_path

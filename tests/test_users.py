@@ -103,6 +103,16 @@ def test_mode_600_keeps_another_user_out(pair, run_as):
     assert run_as(pair, ALICE, "server", "--clean").stdout == f"removed {pair.thing}\n"
 
 
+def test_clean_removes_what_its_owner_may_not_open(pair, run_as):
+    """To attach a System V segment is to read it, so it is removed by its id."""
+    options = [] if pair.primitive == "sem" else ["-c0"]
+    run_as(pair, ALICE, "server", "--mode", "000", *options)
+    assert pair.exists()
+    done = run_as(pair, ALICE, "server", "--clean")
+    assert (done.returncode, done.stdout) == (0, f"removed {pair.thing}\n")
+    assert not pair.exists()
+
+
 @pytest.mark.parametrize("protected", ["0", "2"])
 def test_mode_666_lets_another_user_in(pair, argv_of, run_as, protected):
     """Whatever fs.protected_regular says of O_CREAT in a sticky directory."""
