@@ -28,7 +28,8 @@ def file_of(name: str) -> str:
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there; mode and value are a new one's."""
+    """Make the semaphore, or open the one that is there. Mode and value (to 2147483647) are a new
+    one's."""
     with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
         posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
         os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode

@@ -113,9 +113,10 @@ def main() -> int:
             if not semaphore.o_time:  # its creator is not done, and semop(2) would set it
                 raise ValueError(f"has no value yet: did its creator die? `ipcrm -S {args.key}`")
         else:
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # or one that ends this
+            # A signal that ended this here would part a new semaphore from its value, for good.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
             semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # parts a new one from its value
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         common.compare(args.key, "--value is now", args.value, semaphore.value)
         semaphore.undo = args.undo or bool(command)
         if args.release:

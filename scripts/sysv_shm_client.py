@@ -113,8 +113,9 @@ def main() -> int:
     prompt = "Please enter something: " if sys.stdin.isatty() else ""
     status = 0
     try:
+        # A signal that ended this here would part a new lock from its value, for good.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
-        segment = open_segment(args.key, size=args.size or 4096)  # none parts a lock from its value
+        segment = open_segment(args.key, size=args.size or 4096)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         common.compare(args.key, "--size is", args.size, segment.size)
         common.put(f"write to {args.key}")
