@@ -28,8 +28,7 @@ def file_of(name: str) -> str:
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there. Mode and value (to 2147483647) are a new
-    one's."""
+    """Make or open the semaphore. The mode and the value (to 2147483647) are those of a new one."""
     with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
         posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
         os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
@@ -121,13 +120,14 @@ def main() -> int:
         else:
             acquire(semaphore, args.timeout, stop)
         if command:
+            CURES.clear()  # what fails now is the command
             try:
                 return hold(command, heeded, stop)
             finally:
                 with contextlib.suppress(FileNotFoundError):  # it was removed
                     if os.stat(file_of(args.name)).st_size in (16, 32):  # else a SIGBUS
                         semaphore.release()
-        CURES[""] = "the value has changed all the same"  # what fails now is the output
+        CURES[""] = "it was done all the same"  # what fails now is the output
         common.put(f"semaphore: {semaphore.value}")
     except InterruptedError:
         return 128 + min(stop or signal.sigpending())

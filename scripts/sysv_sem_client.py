@@ -129,7 +129,7 @@ def main() -> int:
                 signal.signal(number, signal.SIG_DFL)  # would leave it so
             thing = command[0]  # what an error is about
             os.execvp(command[0], command)
-        CURES[""] = "the value has changed all the same"
+        CURES[""] = "it was done all the same"
         common.put(f"semaphore: {semaphore.value}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(thing, error, CURES)

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 import sysv_ipc
 
 # --- the segment: these functions work in any program
-
 LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2), which sysv_ipc does not have
 WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 
@@ -30,7 +29,8 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
     """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
     flags = sysv_ipc.IPC_CREAT  # sysv_ipc blanks what IPC_CREX makes
     with contextlib.suppress(sysv_ipc.ExistentialError):  # there is no lock yet
-        if sysv_ipc.Semaphore(~key).uid != os.geteuid():
+        lock = sysv_ipc.Semaphore(~key)
+        if {lock.uid, lock.cuid} != {os.geteuid()}:  # cuid made it, and keeps all rights
             flags = 0  # another user's lock, so it is for that user to make the segment
     try:
         segment = sysv_ipc.SharedMemory(key, flags, mode, size)

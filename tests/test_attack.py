@@ -191,7 +191,7 @@ def test_what_a_semaphore_client_did_before_its_output_was_full_is_said(sem):
             argv = sem.argv("client", option)
             done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=ENV, text=True)
         assert done.returncode == 1
-        said = f"not printed: semaphore: {left}: the value has changed all the same\n"
+        said = f"not printed: semaphore: {left}: it was done all the same\n"
         assert done.stderr.endswith(f"No space left on device: {said}")
         with sem.opened() as semaphore:
             assert semaphore.value == left

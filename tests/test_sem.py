@@ -119,6 +119,8 @@ def test_the_command_is_run_while_one_is_held(sem):
 def test_a_command_that_does_not_exist(sem):
     done = sem.client("--", "no-such-command")
     assert done.stderr == f"{sem.script('client')}: no-such-command: No such file or directory\n"
+    done = sem.client("--", "/dev")  # which nobody may run, root too
+    assert done.stderr == f"{sem.script('client')}: /dev: Permission denied\n"
     assert done.returncode == 1
     assert value(sem) == 2
 
