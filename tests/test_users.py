@@ -169,6 +169,15 @@ def test_a_gift_is_refused_too(make_pair, primitive, run_as):
     assert f"belongs to uid {BOB}, made by uid {ALICE}" in done.stderr
 
 
+def test_a_lock_that_was_given_away_is_another_users(make_pair, run_as):
+    """Its creator can still remove it, so the segment is for him to make."""
+    pair = make_pair("sysv", "shm")
+    sysv_ipc.Semaphore(~pair.key, sysv_ipc.IPC_CREX, mode=0o666).uid = ALICE
+    done = run_as(pair, ALICE, "client", stdin="text\n")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert not pair.exists()
+
+
 @pytest.mark.parametrize("pair_of", PAIRS, ids=["-".join(pair) for pair in PAIRS])
 def test_the_mode_becomes_000_under_both(make_pair, pair_of, argv_of, run_as):
     """POSIX looks at the mode when an object is opened, System V at every call."""
