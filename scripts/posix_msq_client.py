@@ -54,7 +54,6 @@ def send(
 
 
 # --- the command line
-
 import signal
 import sys
 

@@ -61,7 +61,6 @@ def messages(queue: "posix_ipc.MessageQueue", stop: Sized) -> Iterator[bytes]:
 
 
 # --- the command line
-
 import signal
 import sys
 

@@ -60,7 +60,6 @@ def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: 
 
 
 # --- the command line
-
 import signal
 import sys
 

@@ -82,7 +82,6 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
 
 
 # --- the command line
-
 import signal
 import sys
 

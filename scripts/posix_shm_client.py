@@ -93,7 +93,6 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
 
 
 # --- the command line
-
 import sys
 
 if __name__ == "__main__":

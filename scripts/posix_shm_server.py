@@ -72,7 +72,6 @@ def read_text(segment: posix_ipc.SharedMemory, timeout: float = 10) -> str | Non
 
 
 # --- the command line
-
 import ctypes
 import signal
 import sys

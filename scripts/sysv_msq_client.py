@@ -60,7 +60,6 @@ def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: 
 
 
 # --- the command line
-
 import signal
 import sys
 

@@ -41,9 +41,10 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iterator[bytes]:
     """Yield the body of each message, until `stop` has something in it. Main thread only: as
     msgrcv(2) has no time limit, SIGALRM ends its wait, and only that thread may set its handler.
-    A signal handler may put it there, but must not raise: the message that msgrcv(2) has just taken
-    off the queue would be lost. Raises sysv_ipc.ExistentialError when the queue was removed, and
-    sysv_ipc.PermissionsError when its mode no longer lets you in."""
+    A signal handler may put it there, but must not raise (Python's own of Ctrl-C does): the message
+    that msgrcv(2) has just taken off the queue would be lost, and SIGALRM stay as the wait has it.
+    Raises sysv_ipc.ExistentialError when the queue was removed, and sysv_ipc.PermissionsError when
+    its mode no longer lets you in."""
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
@@ -74,7 +75,6 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
 
 
 # --- the command line
-
 import sys
 
 if __name__ == "__main__":

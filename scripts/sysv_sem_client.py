@@ -58,7 +58,7 @@ def acquire(
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
         left = max(0, min(end - time.monotonic(), 0.9))  # then look at `stop` again
-        limit = (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))  # a struct timespec
+        limit = (ctypes.c_long * 2)(0, int(left * 1e9))  # a struct timespec
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()
@@ -72,7 +72,6 @@ def acquire(
 
 
 # --- the command line
-
 import signal
 import sys
 

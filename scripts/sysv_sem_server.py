@@ -75,7 +75,6 @@ def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> I
 
 
 # --- the command line
-
 import signal
 import sys
 

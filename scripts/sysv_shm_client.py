@@ -36,10 +36,13 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
         segment = sysv_ipc.SharedMemory(key, flags, mode, size)
     except ValueError:  # the one there is smaller, or size is over kernel.shmmax
         segment = sysv_ipc.SharedMemory(key)
-    if flags and segment.uid == os.geteuid():  # the lock of another user's segment is his to make
-        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
-            sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
-        sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
+    with contextlib.ExitStack() as failed:
+        failed.callback(segment.detach)
+        if flags and segment.uid == os.geteuid():  # the lock of another's segment is his to make
+            with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is locked
+                sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
+            sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # who may write may lock
+        failed.pop_all()  # nothing has
     return segment
 
 
@@ -55,8 +58,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
         if not any(limit):  # the time was up before this try, which did not wait
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
-        left = max(0, min(end - time.monotonic(), 1e9))
-        limit[:] = [int(left), int(left % 1 * 1e9)]
+        limit[:] = list(divmod(int(max(0, min(end - time.monotonic(), 1e9)) * 1e9), 10**9))
         time.sleep(0.001)
     try:  # a handler that raises right before this leaves it locked
         yield
@@ -66,8 +68,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
 
 def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
     """Write the text in place of the old one; in a program of one thread, signals 1 to 31 wait.
-    Raises ValueError when it does not fit (the segment keeps what it had), TimeoutError after so
-    many seconds, and sysv_ipc.ExistentialError when it was removed."""
+    Raises ValueError: too long, TimeoutError, ExistentialError: removed; the old text stays."""
     data = text.encode()
     with locked(segment, timeout):
         if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
@@ -91,7 +92,6 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
 
 
 # --- the command line
-
 import sys
 
 if __name__ == "__main__":

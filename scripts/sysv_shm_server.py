@@ -32,12 +32,14 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
         segment = sysv_ipc.SharedMemory(key, sysv_ipc.IPC_CREAT, mode, size)  # IPC_CREX blanks it
     except (ValueError, sysv_ipc.PermissionsError):  # it is smaller, or to be read only
         segment = sysv_ipc.SharedMemory(key, mode=0o400)
-    if {segment.uid, segment.cuid} != {os.geteuid()}:
-        segment.detach()
-        raise PermissionError(f"belongs to uid {segment.uid}, made by uid {segment.cuid}")
-    with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
-        sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
-    sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
+    with contextlib.ExitStack() as failed:
+        failed.callback(segment.detach)
+        if {segment.uid, segment.cuid} != {os.geteuid()}:
+            raise PermissionError(f"belongs to uid {segment.uid}, made by uid {segment.cuid}")
+        with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
+            sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
+        sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
+        failed.pop_all()  # nothing has
     return segment
 
 
@@ -53,8 +55,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
         if not any(limit):  # the time was up before this try, which did not wait
             never = sysv_ipc.Error(f"the lock never got its value: `ipcrm -s {lock.id}` removes it")
             raise TimeoutError(f"locked by process {lock.last_pid}") if lock.o_time else never
-        left = max(0, min(end - time.monotonic(), 1e9))
-        limit[:] = [int(left), int(left % 1 * 1e9)]
+        limit[:] = list(divmod(int(max(0, min(end - time.monotonic(), 1e9)) * 1e9), 10**9))
         time.sleep(0.001)
     try:  # a handler that raises right before this leaves it locked
         yield
@@ -74,7 +75,6 @@ def read_text(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> str | None
 
 
 # --- the command line
-
 import signal
 import sys
 

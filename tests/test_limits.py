@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENV, Pair, in_namespaces, needs, readme
+from conftest import ENV, SCRIPTS, Pair, in_namespaces, needs, readme
 
 
 def refused(done: subprocess.CompletedProcess[str], pair: Pair, side: str, *words: str) -> None:
@@ -158,6 +158,25 @@ def test_kernel_sem(make_pair, side, limits):
     pair = make_pair("sysv", "sem")
     done = within("--ipc", f"echo {limits} > /proc/sys/kernel/sem", command(pair, side))
     refused(done, pair, side, "kernel.sem")
+
+
+@in_namespaces
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_segment_whose_lock_cannot_be_made_stays_attached_to_nobody(side):
+    """A program that tries again would attach it once more each time."""
+    program = (
+        "import contextlib, sysv_ipc; from sysv_shm_{} import open_segment\n"
+        "for _ in range(3):\n"
+        "    with contextlib.suppress(OSError): open_segment(200)\n"
+        "print(sysv_ipc.SharedMemory(200).number_attached)"
+    )
+    done = within(
+        "--ipc",
+        "echo 250 32000 32 0 > /proc/sys/kernel/sem",
+        f"cd {shlex.quote(str(SCRIPTS))}",
+        shlex.join([sys.executable, "-c", program.format(side)]),
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
 
 
 @in_namespaces
