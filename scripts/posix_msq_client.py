@@ -12,22 +12,23 @@ Read mq_overview(7), then posix_msq_server.py; sysv_msq_client.py is its System 
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
+import contextlib
 import os
 import time
 
 import posix_ipc
 
+
 # --- the queue: these functions work in any program
-
-
 def open_queue(name: str, mode: int = 0o600) -> "posix_ipc.MessageQueue":  # macOS has no such type
     """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
-    try:
-        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, read=False)
-        os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
-    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
-        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREAT, mode, read=False)
-    return queue
+    while True:
+        with contextlib.suppress(posix_ipc.ExistentialError):  # if it is there
+            queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, read=False)
+            os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
+            return queue
+        with contextlib.suppress(posix_ipc.ExistentialError):  # if somebody has just removed it
+            return posix_ipc.MessageQueue(name, read=False)
 
 
 def send(

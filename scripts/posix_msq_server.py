@@ -12,15 +12,15 @@ Read mq_overview(7), then posix_msq_client.py; sysv_msq_server.py is its System 
 # requires-python = ">=3.10"
 # dependencies = ["posix-ipc>=1.3.2"]
 # ///
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sized
 
 import posix_ipc
 
+
 # --- the queue: these functions work in any program
-
-
 def open_queue(
     name: str, mode: int = 0o600, max_messages: int = 10, max_message_size: int = 8192
 ) -> "posix_ipc.MessageQueue":  # in quotation marks, for macOS has no such type
@@ -28,11 +28,14 @@ def open_queue(
     (the size in bytes) are a new one's. Raises PermissionError, or posix_ipc.PermissionsError, for
     another user's queue, ValueError for a limit that is over the system's."""
     limits = max_messages, max_message_size
-    try:
-        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, *limits, write=False)
-        os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
-    except posix_ipc.ExistentialError:  # it is there, or was a moment ago
-        queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREAT, mode, *limits, write=False)
+    while True:
+        with contextlib.suppress(posix_ipc.ExistentialError):  # if it is there
+            queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, *limits, write=False)
+            os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
+            break
+        with contextlib.suppress(posix_ipc.ExistentialError):  # if somebody has just removed it
+            queue = posix_ipc.MessageQueue(name, write=False)
+            break
     owner = os.fstat(queue.mqd).st_uid  # on Linux the descriptor of a queue is that of a file
     if owner != os.geteuid():
         queue.close()
@@ -69,7 +72,6 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # also for `python -P`
 
 import common
-import contextlib
 import itertools
 import json
 

@@ -100,7 +100,7 @@ def main() -> int:
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
     add("--value", type=common.number("0", "2147483647"), help="of a new semaphore (default: 2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold one while it runs")
-    words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
+    words.type = lambda word: parser.error(f"put -- before the command: -- {repr(word)[1:-1]}")
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     args = parser.parse_args(sys.argv[1 : len(sys.argv) - len(command)])
     if ("--" in sys.argv and not command) or (args.release and command):

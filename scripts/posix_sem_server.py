@@ -35,20 +35,23 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     PermissionError, posix_ipc.PermissionsError: another user's; ValueError: a bad value or file."""
     if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
         raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
-    while True:
+    for _ in range(10000):  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # if it is there
             posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
             os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
-        with contextlib.suppress(FileNotFoundError):  # if somebody has just removed it
-            semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
-            file = os.stat(file_of(name))
-            if file.st_uid != os.geteuid():
-                semaphore.close()
-                raise PermissionError(f"belongs to uid {file.st_uid}, not to uid {os.geteuid()}")
-            if file.st_size not in (16, 32):  # of a sem_t; in a shorter file, a SIGBUS
-                semaphore.close()
-                raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
+        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # if it is gone
+            semaphore = posix_ipc.Semaphore(name)
+            with contextlib.ExitStack() as failed:
+                failed.callback(semaphore.close)
+                file = os.stat(file_of(name))
+                if file.st_uid != os.geteuid():
+                    uids = f"uid {file.st_uid}, not to uid {os.geteuid()}"
+                    raise PermissionError(f"belongs to {uids}")
+                if file.st_size not in (16, 32):  # of a sem_t; in a shorter file, a SIGBUS
+                    raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
+                failed.pop_all()  # nothing has
             return semaphore
+    raise posix_ipc.ExistentialError("No semaphore exists with the specified name")
 
 
 def check(semaphore: posix_ipc.Semaphore, own: int = 0) -> int:
@@ -71,7 +74,7 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
     due = time.monotonic()
     own = check(semaphore)  # this program may open its successor, too
     while not stop:  # right before the wait, which a signal that came earlier does not end
-        usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
+        usleep(int(max(0, min(due - time.monotonic(), 0.9)) * 1e6))
         check(semaphore, own)
         if time.monotonic() >= due:
             value = semaphore.value
@@ -94,6 +97,7 @@ import common
 CURES = {
     "permission": "`ls -l /dev/shm` shows owner and mode",
     "no semaphore": "is /dev/shm there?",
+    "no such file": "it was removed",
 }
 
 

@@ -55,6 +55,8 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
+            if os.fstat(segment.fd).st_nlink == 0:
+                raise posix_ipc.ExistentialError("the segment was removed")
             if time.monotonic() >= end:
                 raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
             time.sleep(0.01)

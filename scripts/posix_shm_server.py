@@ -51,6 +51,8 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
+            if os.fstat(segment.fd).st_nlink == 0:
+                raise posix_ipc.ExistentialError("the segment was removed")
             if time.monotonic() >= end:
                 raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
             time.sleep(0.01)
@@ -116,10 +118,10 @@ def main() -> int:
         stop = common.stop_signals()
         common.ready(f"start shared memory server: {args.name}")
         while readings != args.count and not stop:
-            usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
+            usleep(int(max(0, min(due - time.monotonic(), 0.9)) * 1e6))
             if os.path.islink(at) or not os.path.exists(at) or not os.path.samefile(segment.fd, at):
                 return common.complain(args.name, "the segment was removed")
-            if time.monotonic() >= due:
+            if time.monotonic() >= due and not stop:
                 due = time.monotonic() + max(args.interval, 0.01)
                 try:
                     previous, text = text, read_text(segment, 0.9)

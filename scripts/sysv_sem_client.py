@@ -100,7 +100,7 @@ def main() -> int:
     wait("-w", "--wait", dest="timeout", action="store_const", const=None, help="wait for ever")
     add("--value", type=common.number("0", "32767"), help="of a new semaphore (default: 2)")
     words = add("command", nargs="*", metavar="-- COMMAND", help="hold it while it runs")
-    words.type = lambda word: parser.error(f"put -- before the command: -- {word}")
+    words.type = lambda word: parser.error(f"put -- before the command: -- {repr(word)[1:-1]}")
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
     args = parser.parse_args(sys.argv[1 : len(sys.argv) - len(command)])
     if ("--" in sys.argv and not command) or args.release + args.zero + bool(command) > 1:
@@ -128,7 +128,8 @@ def main() -> int:
                 signal.signal(number, signal.SIG_DFL)  # would leave it so
             thing = command[0]  # what an error is about
             os.execvp(command[0], command)
-        CURES[""] = "it was done all the same"
+        if not args.undo and not args.zero:
+            CURES[""] = "it was done all the same"
         common.put(f"semaphore: {semaphore.value}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(thing, error, CURES)

@@ -101,7 +101,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"permi": "`ipcs`", "enospc": "kernel.shmmni, kernel.shmall", "no shared": "kernel.shmmax"}
+CURES = {"perm": "`ipcs`", "eno": "kernel.shmmni, shmall", "no shared": "removed, or kernel.shmmax"}
 
 
 def main() -> int:

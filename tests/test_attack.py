@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pty
+import re
 import resource
 import shlex
 import shutil
@@ -36,6 +37,7 @@ from conftest import (
     waits_in,
     with_glibc,
 )
+from test_contract import mode_of
 from test_shm import lock_held
 from test_users import ALICE, BOB, argv_of, run_as, scripts
 
@@ -195,6 +197,20 @@ def test_what_a_semaphore_client_did_before_its_output_was_full_is_said(sem):
         assert done.stderr.endswith(f"No space left on device: {said}")
         with sem.opened() as semaphore:
             assert semaphore.value == left
+
+
+def test_what_the_kernel_undoes_is_not_said_to_be_done(make_pair):
+    """After --undo the value is what it was, and --zero takes nothing."""
+    sem = make_pair("sysv", "sem")
+    for option in (["--undo"], ["-r", "--undo"], ["--zero", "--value", "0"]):
+        sem.remove()
+        with open("/dev/full", "w") as full:
+            argv = sem.argv("client", *option)
+            if "-r" in option:
+                sem.client()
+            done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, env=ENV, text=True)
+        assert done.returncode == 1
+        assert re.search(r"No space left on device: not printed: semaphore: \d\n$", done.stderr)
 
 
 def test_a_message_that_the_output_has_no_room_for_is_in_the_error(msq):
@@ -486,6 +502,27 @@ def test_a_blocked_alarm_keeps_no_time_limit_from_ending_a_wait(make_pair):
 def test_a_server_whose_signals_were_blocked_ends(pair):
     with pair.server(preexec_fn=blocks(signal.SIGTERM, signal.SIGINT)) as server:
         assert server.stop(timeout=5) == 0
+
+
+@needs("strace")
+@pytest.mark.parametrize("when", range(20, 26))
+def test_a_server_that_was_stopped_waits_for_no_lock(shm, when, tmp_path):
+    """It has slept for most of a second by then, and whoever holds the lock may be stopped."""
+    log, look, lock = tmp_path / "log", "shmctl", "semtimedop"
+    only = []
+    if shm.api == "posix":
+        look, lock, only = "/stat", "flock", ["-P", str(shm.path)]
+        shm.client()  # or strace(1) knows no such path
+    trace = ["-e", f"trace={look},{lock}", "-e", f"inject={look}:signal=TERM:when={when}"]
+    server = shm.argv("server", "-i0.01")
+    subprocess.run(
+        ["strace", "-q", "-o", log, *only, *trace, *server], env=ENV, check=True, timeout=20,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    before, _, after = log.read_text().partition("SIGTERM")
+    take = {"flock": "LOCK_EX", "semtimedop": "sem_op=-1"}[lock]
+    assert take in before
+    assert take not in after
 
 
 # --- other users
@@ -842,6 +879,46 @@ def test_a_segment_removed_while_it_is_looked_at(make_pair, side, tmp_path):
         assert process.wait() == 1
     there = (": the segment was removed", ": No such file or directory: it was removed")
     assert process.err in [[f"{shm.script(side)}: {shm.name}{text}"] for text in there]
+
+
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_queue_removed_between_two_looks_for_it_gets_its_mode(make_pair, side, tmp_path):
+    msq, options = make_pair("posix", "msq"), {"server": ["--mode", "640"], "client": ["-c1"]}[side]
+    msq.client("-c1")
+    argv = msq.argv(side, *options)
+    with halted(tmp_path / "log", "mq_open", 1, argv, umask=0o777) as (process, go_on):
+        msq.remove()
+        go_on()
+        until(lambda: process.out)
+        assert mode_of(msq) == {"server": 0o640, "client": 0o600}[side]
+        assert process.err == []
+
+
+@needs("strace")
+def test_a_semaphore_removed_between_two_looks_for_it_gets_its_mode(make_pair, tmp_path):
+    sem, log = make_pair("posix", "sem"), tmp_path / "log"
+    sem.client()
+    argv = sem.argv("server", "--mode", "640")
+    with halted(log, "link", 1, argv, umask=0o077) as (server, go_on):  # EEXIST: it is there
+        sem.remove()
+        go_on()
+        server.wait_line("start")
+        assert mode_of(sem) == 0o640
+        assert server.err == []
+
+
+def test_a_client_waits_for_the_lock_of_a_segment_that_is_removed(make_pair):
+    """In System V the lock is an object itself, which ends the wait when it is removed."""
+    shm = make_pair("posix", "shm")
+    shm.client(stdin="text\n")
+    with lock_held(shm), shm.start("client", stdin=subprocess.PIPE) as client:
+        client.wait_line("write to")
+        client.type("another\n")
+        until(lambda: waits_in(client.pid, "clock_nanosleep"))
+        shm.remove()
+        assert client.wait(5) == 1
+    assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
 
 
 @in_namespaces

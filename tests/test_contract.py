@@ -443,6 +443,7 @@ def test_a_bad_name_or_key_is_wrong_usage(script):
         ("sem", "client", ["--"], "-- wants a COMMAND, and only one"),
         ("sem", "client", ["-w", "echo", "-n", "hi"], "put -- before the command: -- echo"),
         ("sem", "client", ["-w", "echo", "--", "hi"], "put -- before the command: -- echo"),
+        ("sem", "client", ["-w", "\x1b[31m"], "put -- before the command: -- \\x1b[31m"),
         ("sem", "server", ["--mode", "888"], "argument --mode: invalid "),
         ("shm", "server", ["--mode", "1000"], "argument --mode: 1000 is not from 0 to 777"),
         ("shm", "server", ["--mode=-1"], "argument --mode: -1 is not from 0 to 777"),

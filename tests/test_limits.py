@@ -146,7 +146,7 @@ def test_shmall_and_shmmni(make_pair, side):
     done = within(
         "--ipc", "echo 10 > /proc/sys/kernel/shmall", command(pair, side, "--size", 10**6)
     )
-    refused(done, pair, side, "kernel.shmall")
+    refused(done, pair, side, "shmall")
     done = within("--ipc", "echo 0 > /proc/sys/kernel/shmmni", command(pair, side))
     refused(done, pair, side, "kernel.shmmni")
 

@@ -331,13 +331,26 @@ def test_ctrl_c_ends_a_program_that_waits_at_once(mine, name, make_pair):
 def test_a_stop_interrupts_no_work_of_the_listener(mine, make_pair, number):
     pair = make_pair("posix", "msq")
     work = 'print("begin", flush=True)\n        await asyncio.sleep(0.3)\n        print("end")'
-    names = {'"/events"': f'"{pair.name}"', "print(body.decode(), flush=True)": work}
+    line = 'common.put(body.decode(errors="backslashreplace"))'
+    names = {'"/events"': f'"{pair.name}"', line: work}
     with Process([sys.executable, str(mine("listen.py", names))]) as listener:
         listener.wait_line("listening")
         pair.client("-c1")
         listener.wait_line("begin")
         assert listener.stop(number) == 0
         assert listener.out == ["listening", "begin", "end"]
+
+
+def test_what_is_no_text_ends_no_listener(mine, make_pair):
+    pair = make_pair("posix", "msq")
+    with Process(
+        [sys.executable, str(mine("listen.py", {'"/events"': f'"{pair.name}"'}))]
+    ) as listener:
+        listener.wait_line("listening")
+        with pair.opened() as queue:
+            queue.send(b"caf\xe9 \x1b[31m")
+        listener.wait_line(r"caf\xe9 \x1b[31m")
+        assert listener.stop() == 0
 
 
 def test_a_listener_that_is_cancelled_watches_nothing_any_more(mine, make_pair):
