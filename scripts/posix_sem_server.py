@@ -74,7 +74,7 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
     due = time.monotonic()
     own = check(semaphore)  # this program may open its successor, too
     while not stop:  # right before the wait, which a signal that came earlier does not end
-        usleep(int(max(0, min(due - time.monotonic(), 0.9)) * 1e6))
+        usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
         check(semaphore, own)
         if time.monotonic() >= due:
             value = semaphore.value

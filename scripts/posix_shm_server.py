@@ -118,7 +118,7 @@ def main() -> int:
         stop = common.stop_signals()
         common.ready(f"start shared memory server: {args.name}")
         while readings != args.count and not stop:
-            usleep(int(max(0, min(due - time.monotonic(), 0.9)) * 1e6))
+            usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
             if os.path.islink(at) or not os.path.exists(at) or not os.path.samefile(segment.fd, at):
                 return common.complain(args.name, "the segment was removed")
             if time.monotonic() >= due and not stop:

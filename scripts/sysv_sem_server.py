@@ -65,7 +65,7 @@ def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> I
     previous = None
     due = time.monotonic()
     while not stop:  # right before the wait, which a signal that came earlier does not end
-        usleep(int(max(0, min(due - time.monotonic(), 0.9)) * 1e6))
+        usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
         value = semaphore.value  # fails when the semaphore was removed
         if time.monotonic() >= due:
             if value != previous:

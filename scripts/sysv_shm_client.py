@@ -101,7 +101,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"perm": "`ipcs`", "eno": "kernel.shmmni, shmall", "no shared": "removed, or kernel.shmmax"}
+CURES = {"perm": "`ipcs`", "enos": "kernel.shmmni, shmall", "no shared": "removed or kernel.shmmax"}
 
 
 def main() -> int:

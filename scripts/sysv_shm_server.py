@@ -84,7 +84,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"perm": "`ipcs`", "eno": "kernel.shmmni, shmall", "no shared": "removed, or kernel.shmmax"}
+CURES = {"perm": "`ipcs`", "enos": "kernel.shmmni, shmall", "no shared": "removed or kernel.shmmax"}
 
 
 def main() -> int:
@@ -118,7 +118,7 @@ def main() -> int:
         common.compare(args.key, "--size is", args.size, segment.size)
         common.ready(f"start shared memory server: {args.key}")
         while readings != args.count and not stop:
-            LIBC.usleep(int(max(0, min(due - time.monotonic(), 0.9)) * 1e6))
+            LIBC.usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
             if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
                 return common.complain(args.key, "the segment was removed")
             if time.monotonic() >= due and not stop:

@@ -196,7 +196,7 @@ def test_the_form_of_a_script(script):
     assert len(lines) <= 140
     first = next(number for number, line in enumerate(lines, 1) if f"{api}_ipc." in line)
     assert first <= 40, "a reader meets the IPC first"
-    assert "\n# --- the command line\n\nimport " in text
+    assert "\n# --- the command line\nimport " in text
     common = (SCRIPTS / "common.py").read_text()
     assert len(common.splitlines()) <= 100
     assert "posix_ipc" not in common and "sysv_ipc" not in common
