@@ -921,6 +921,21 @@ def test_a_client_waits_for_the_lock_of_a_segment_that_is_removed(make_pair):
     assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
 
 
+def test_a_reader_waits_for_the_lock_of_a_segment_that_is_removed(make_pair):
+    """In a program of its own: the server looks every second anyhow."""
+    shm = make_pair("posix", "shm")
+    shm.client(stdin="text\n")
+    code = "import posix_shm_server; segment = posix_shm_server.open_segment(sys.argv[1])\n"
+    code += "print('open', flush=True); posix_shm_server.read_text(segment)"
+    code = f"import sys; sys.path[0] = {str(SCRIPTS)!r}; {code}"
+    with lock_held(shm), Process([sys.executable, "-c", code, shm.name]) as reader:
+        reader.wait_line("open")
+        until(lambda: waits_in(reader.pid, "clock_nanosleep"))
+        shm.remove()
+        assert reader.wait(5) == 1
+    assert reader.err[-1] == "posix_ipc.ExistentialError: the segment was removed"
+
+
 @in_namespaces
 @pytest.mark.parametrize("primitive", ["shm", "sem"])
 def test_a_mount_over_its_folder_is_a_removal(make_pair, primitive):
