@@ -4,12 +4,11 @@ import argparse
 import atexit
 import contextlib
 import os
-import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
-from functools import partial, update_wrapper
+from functools import lru_cache, partial, update_wrapper
 
 
 class OutputError(OSError): ...  # standard output refuses a line
@@ -43,6 +42,7 @@ mode = number("0", "777", partial(int, base=8))
 natural = number("1", "2147483647", partial(int, base=0))  # as a key, 0 is IPC_PRIVATE
 semname = update_wrapper(partial(name, longest=251), name)  # a file with "sem." before it
 FORM = partial(argparse.RawDescriptionHelpFormatter, width=99)  # without a width: a slow import
+ctime = lru_cache(maxsize=1)(time.ctime)  # most lines have the second of the last one
 SCRIPT = os.path.basename("".join(sys.argv[:1])).removesuffix(".py")
 Parser = partial(argparse.ArgumentParser, prog=SCRIPT, formatter_class=FORM)
 
@@ -51,14 +51,15 @@ def put(text: str, timed: bool = False, end: str = "\n", to: int = 1) -> None:
     if not text.isprintable():  # a terminal obeys what is not
         text = text.translate({ord(c): repr(c)[1:-1] for c in set(text) if not c.isprintable()})
     if timed:
-        text = f"{datetime.now().time().isoformat('microseconds')} {text}"
+        second, nanosecond = divmod(time.time_ns(), 10**9)
+        text = f"{ctime(second)[11:19]}.{nanosecond // 1000:06} {text}"
     rest = (text + end).encode(sys.stdout.encoding, "backslashreplace")
     fd = (sys.stdout if to == 1 else sys.stderr).fileno()  # 1 or 2, but for one that was closed
     while rest:  # print() drops the rest where Python is unbuffered (python -u)
         try:
             rest = rest[os.write(fd, rest) :]
         except BlockingIOError:  # somebody who shares it has made it non-blocking
-            select.select([], [fd], [])
+            time.sleep(0.01)
         except OSError as error:
             raise OutputError(error.errno, f"{error.strerror}: not printed: {text}") from error
 
@@ -68,8 +69,7 @@ def complain(thing: object, error: object, cures: Mapping[str, str] = {}) -> int
     if isinstance(getattr(error, "__cause__", None), BrokenPipeError):
         return 128 + signal.SIGPIPE  # `| head -3` has had enough
     text = str(getattr(error, "strerror", None) or error) or "Not enough memory"
-    known = "" if isinstance(error, OutputError) else text.lower()  # else it has what was to print
-    text += "".join(f": {cures[words]}" for words in cures if words in known)
+    text += "".join(f": {cures[words]}" for words in cures if words in text.lower())
     with contextlib.suppress(OutputError):  # nobody can read it
         put(f"{SCRIPT}: {thing}: {text}", to=2)
     return 1

@@ -45,7 +45,7 @@ def send(
     while True:
         if os.fstat(queue.mqd).st_nlink == 0:  # an unlinked queue lives on while it is open
             raise posix_ipc.ExistentialError("the queue was removed")
-        patience = max(0, min(end - time.monotonic(), 0.9))  # a removal wakes nobody
+        patience = max(0, min(end - time.monotonic(), 4))  # a removal wakes nobody
         try:
             queue.send(body, patience, priority)
             return

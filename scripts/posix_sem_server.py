@@ -122,11 +122,11 @@ def main() -> int:
                 done = "removed"
             common.put(f"{done} {args.name}")
             return 0
+        stop = common.stop_signals()  # before a signal can part making and mode
         semaphore = open_semaphore(args.name, mode, 2 if args.value is None else args.value)
         there = os.stat(file_of(args.name)).st_mode & 0o777
         common.compare(args.name, "--mode is", args.mode, there, "o")
         common.compare(args.name, "--value is now", args.value, semaphore.value)
-        stop = common.stop_signals()
         common.ready(f"start semaphore server: {args.name} size: {semaphore.value}")
         for changed in values(semaphore, stop, args.interval):
             common.put(f"semaphore: {changed}", timed=True)

@@ -54,7 +54,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
             if os.fstat(segment.fd).st_nlink == 0:
                 raise posix_ipc.ExistentialError("the segment was removed")
             if time.monotonic() >= end:
-                raise TimeoutError(f"locked: see `grep :{os.fstat(segment.fd).st_ino} /proc/locks`")
+                raise TimeoutError(f"locked: `grep ':{os.fstat(segment.fd).st_ino} ' /proc/locks`")
             time.sleep(0.01)
         yield
     finally:  # also when Ctrl-C came right after flock(2)

@@ -54,9 +54,14 @@ def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: 
                     raise ValueError(f"{len(body)} bytes are {limit}") from None
             if not block:
                 raise
-        with contextlib.suppress(sysv_ipc.Error):  # EINTR; removed: the next send above raises
+        try:
             queue.send(body, type=msgtyp)
             return
+        except sysv_ipc.Error:  # EINTR; removed: the next send above raises
+            continue
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # removed a moment ago: likewise
+                raise
 
 
 # --- the command line

@@ -49,11 +49,11 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
         except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
-            began = time.monotonic()
             handler = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))  # or raises
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
             signal.signal(signal.SIGALRM, lambda number, frame: None)
             left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
+            began = time.monotonic()
             rang = signal.SIGALRM in signal.sigpending()  # an alarm of the program, not yet seen
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
@@ -120,11 +120,11 @@ def main() -> int:
                 done = "removed"
             common.put(f"{done} {args.key}")
             return 0
+        stop = common.stop_signals()
         queue = open_queue(args.key, 0o600 if args.mode is None else args.mode)
         common.compare(args.key, "--mode is", args.mode, queue.mode & 0o777, "o")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.key, error, CURES)
-    stop = common.stop_signals()
     try:
         common.ready(f"start message queue server: {args.key}", to=2 if args.json else 1)
         for body in itertools.islice(messages(queue, stop, args.type), args.count):

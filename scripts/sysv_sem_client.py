@@ -52,13 +52,13 @@ def acquire(
 ) -> None:
     """Take that many, up to 32767 (0: wait until there is none), in any thread, within so many
     seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
-    InterruptedError: `stop`."""
+    InterruptedError: `stop`. To look at it, it goes to the end of the queue every 0.9 seconds."""
     # In sysv_ipc, acquire(delta=by) and Z() have no time limit. semtimedop(2) has, for a sembuf:
     take = (ctypes.c_short * 3)(0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
-        left = max(0, min(end - time.monotonic(), 0.9))  # then look at `stop` again
-        limit = (ctypes.c_long * 2)(0, int(left * 1e9))  # a struct timespec
+        left = max(0, min(end - time.monotonic(), 1e9 if stop == () else 0.9))
+        limit = (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))  # a struct timespec
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()

@@ -86,7 +86,7 @@ import common
 
 CURES = {
     "permi": "`ipcs -s` shows owner and mode",
-    "no space left": "`sysctl kernel.sem` shows the limits",
+    "no space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
 }
 
 

@@ -249,21 +249,54 @@ def test_a_server_beside_busy_writers(shm):
     assert done.stdout.count("text") == 3
 
 
+HAND_ON = (
+    "import sys, sysv_ipc, time\n"
+    "lock = sysv_ipc.Semaphore(int(sys.argv[1]))\n"
+    "lock.undo = True\n"
+    "while True:\n"
+    "    lock.acquire()\n"
+    "    time.sleep(float(sys.argv[2]))\n"
+    "    lock.release()\n"
+)
+
+
+def test_a_semaphore_that_two_others_hand_to_each_other(make_pair):
+    """Each keeps it for more than a second, and who leaves the queue goes to its end."""
+    sem = make_pair("sysv", "sem")
+    semaphore = sysv_ipc.Semaphore(sem.key, sysv_ipc.IPC_CREX)
+    semaphore.release()
+    foreign = [sys.executable, "-c", HAND_ON, str(sem.key), "1.2"]
+    with Process(foreign) as first, Process(foreign) as second:
+        until(lambda: semaphore.last_pid in (first.pid, second.pid))
+        until(lambda: semaphore.waiting_for_nonzero)
+        done = sem.client("-t", "12", timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_queue_at_which_two_others_wait(make_pair):
+    """Each message that is taken makes room for the one that has waited longest."""
+    msq = make_pair("posix", "msq")
+    code = "import posix_ipc, sys\nqueue = posix_ipc.MessageQueue(sys.argv[1])\n"
+    code += "while True: queue.send(b'1')"
+    msq.client("-c1")
+    foreign = [sys.executable, "-c", code, msq.name]
+    with msq.opened() as queue, Process(foreign) as first, Process(foreign) as second:
+        until(lambda: all(waits_in(pid, "mq_timedsend") for pid in (first.pid, second.pid)))
+        with msq.start("client", "-c1", "-t30") as client:
+            until(lambda: waits_in(client.pid, "mq_timedsend"))
+            for _ in range(8):
+                if client.popen.poll() is None:
+                    queue.receive()
+                    time.sleep(1.2)  # the pace of a slow reader
+            assert client.popen.poll() == 0
+
+
 def test_a_lock_that_two_others_hand_to_each_other(make_pair):
     """It is never seen free: semop(2) gives it to the next in the queue while it is released."""
     shm = make_pair("sysv", "shm")
     shm.client(stdin="text\n")
-    code = (
-        "import sys, sysv_ipc, time\n"
-        "lock = sysv_ipc.Semaphore(int(sys.argv[1]))\n"
-        "lock.undo = True\n"
-        "while True:\n"
-        "    lock.acquire()\n"
-        "    time.sleep(0.01)\n"
-        "    lock.release()\n"
-    )
     lock = sysv_ipc.Semaphore(~shm.key)
-    foreign = [sys.executable, "-c", code, str(~shm.key)]
+    foreign = [sys.executable, "-c", HAND_ON, str(~shm.key), "0.01"]
     with Process(foreign) as first, Process(foreign) as second:
         until(lambda: lock.last_pid in (first.pid, second.pid) and lock.waiting_for_nonzero)
         done = shm.run("server", "-c20", "-i0", timeout=20)
@@ -879,6 +912,23 @@ def test_a_segment_removed_while_it_is_looked_at(make_pair, side, tmp_path):
         assert process.wait() == 1
     there = (": the segment was removed", ": No such file or directory: it was removed")
     assert process.err in [[f"{shm.script(side)}: {shm.name}{text}"] for text in there]
+
+
+@needs("strace")
+def test_a_queue_removed_between_two_tries_to_send(make_pair, tmp_path):
+    """The second, which waits, then finds an identifier that is not valid (EINVAL)."""
+    msq = make_pair("sysv", "msq")
+    msq.client("-c1")
+    with msq.opened() as queue:
+        for length in (2000, 1):
+            with contextlib.suppress(sysv_ipc.BusyError):
+                while True:
+                    queue.send(b"x" * length, block=False)
+    with halted(tmp_path / "log", "msgsnd", 1, msq.argv("client", "-c1")) as (client, go_on):
+        msq.remove()
+        go_on()
+        assert client.wait(5) == 1
+    assert client.err == [f"sysv_msq_client: {msq.key}: The queue no longer exists"]
 
 
 @needs("strace")

@@ -683,6 +683,29 @@ print(len(late), "times", "on time" if min(late) < 0.4 else late)
     assert (done.stdout, done.stderr) == ("2 times on time\n", "")
 
 
+def test_a_timer_of_the_program_rings_not_before_its_time(api, make_pair, tmp_path):
+    """Though thousands of waits have stopped it, and set it for what was left."""
+    code = """
+stop, rung, sender = [], [], package.MessageQueue(thing)
+def ring(number, frame):
+    rung.append(time.monotonic() - began)
+    stop.append(1)
+def feed():
+    while not stop:
+        sender.send(b"text")
+        time.sleep(0.0001)
+signal.signal(signal.SIGALRM, ring)
+threading.Thread(target=feed).start()
+began = time.monotonic()
+signal.setitimer(signal.ITIMER_REAL, 1)
+print(len(list(script.messages(queue, stop))) > 500, rung[0] > 0.998 or rung)
+"""
+    open_it = "queue = script.open_queue(thing)"
+    argv = program(make_pair(api, "msq"), "server", open_it, code)
+    done = run(argv, home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("True True\n", "")
+
+
 @pytest.mark.parametrize("primitive", ["msq", "sem"])
 def test_a_timer_that_has_rung_before_the_wait_rings_on(api, primitive, make_pair, tmp_path):
     """Of one whose SIGALRM is pending setitimer(2) says that nothing is left, only the interval."""

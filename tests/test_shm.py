@@ -172,7 +172,7 @@ def test_a_server_says_who_keeps_the_lock_and_goes_on(shm):
     assert server.texts[1:-1] == ["before", "after"]
     number = shm.path.stat().st_ino if shm.api == "posix" else os.getpid()
     said = {
-        "posix": f"locked: see `grep :{number} /proc/locks`",
+        "posix": f"locked: `grep ':{number} ' /proc/locks`",
         "sysv": f"locked by process {number}",
     }
     assert set(server.err) == {f"{shm.script('server')}: {shm.thing}: {said[shm.api]}"}
