@@ -43,14 +43,15 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
     msgrcv(2) has no time limit, SIGALRM ends its wait, and only that thread may set its handler.
     A signal handler may put it there, but must not raise (Python's own of Ctrl-C does): the message
     that msgrcv(2) has just taken off the queue would be lost, and SIGALRM stay as the wait has it.
-    Raises sysv_ipc.ExistentialError when the queue was removed, and sysv_ipc.PermissionsError when
-    its mode no longer lets you in."""
+    Raises sysv_ipc.ExistentialError: it was removed, sysv_ipc.PermissionsError: a new mode."""
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
         except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
             handler = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))  # or raises
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            while any(0 < signal.getitimer(signal.ITIMER_REAL)[0] < 1e-4 for _ in range(9)):
+                pass  # till it has rung: one that is stopped in its last microsecond is lost
             signal.signal(signal.SIGALRM, lambda number, frame: None)
             left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
             began = time.monotonic()
@@ -60,7 +61,7 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
                 body, _type = queue.receive(type=msgtyp)
             except sysv_ipc.Error:  # the alarm rang, or it is an error, which comes again above
-                os.getpid()  # at a call Python runs handlers: one that raises does so here
+                signal.setitimer(signal.ITIMER_REAL, 0)  # a call runs handlers: ours is off
                 continue
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)

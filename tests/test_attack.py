@@ -924,7 +924,7 @@ def test_a_queue_removed_between_two_tries_to_send(make_pair, tmp_path):
             with contextlib.suppress(sysv_ipc.BusyError):
                 while True:
                     queue.send(b"x" * length, block=False)
-    with halted(tmp_path / "log", "msgsnd", 1, msq.argv("client", "-c1")) as (client, go_on):
+    with halted(tmp_path / "log", "msgctl", 1, msq.argv("client", "-c1")) as (client, go_on):
         msq.remove()
         go_on()
         assert client.wait(5) == 1

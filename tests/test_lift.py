@@ -706,6 +706,52 @@ print(len(list(script.messages(queue, stop))) > 500, rung[0] > 0.998 or rung)
     assert (done.stdout, done.stderr) == ("True True\n", "")
 
 
+def test_a_timer_that_is_about_to_ring_is_not_lost(api, make_pair, tmp_path):
+    """Of one that has less than a microsecond left setitimer(2) says that nothing is left."""
+    code = """
+sender = os.fork()  # a thread would get the signal that the main one has blocked
+while not sender:
+    queue.send(b"text")
+    time.sleep(0.0001)
+rung, lost = [], []
+signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+bodies = script.messages(queue, [])
+for turn in range(3000):
+    rung.clear()
+    end = time.monotonic() + 0.5
+    signal.setitimer(signal.ITIMER_REAL, 1e-6 * (2 + turn % 30))
+    while not rung and time.monotonic() < end:
+        next(bodies)
+    if not rung:
+        lost.append(turn)
+        break
+os.kill(sender, signal.SIGKILL)
+print(lost)
+"""
+    open_it = "script.open_queue(thing)\nqueue = package.MessageQueue(thing)"
+    argv = program(make_pair(api, "msq"), "server", open_it, code)
+    done = run(argv, home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_handler_of_the_program_has_no_timer_of_ours_beside_it(api, make_pair, tmp_path):
+    """Its own send() or acquire() would end, for an alarm that is none of its own."""
+    code = """
+stop, seen = [], []
+def handler(number, frame):
+    seen.append(signal.getitimer(signal.ITIMER_REAL))
+    stop.append(number)
+signal.signal(signal.SIGUSR1, handler)
+threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+list(script.messages(queue, stop))
+print(seen)
+"""
+    open_it = "queue = script.open_queue(thing)"
+    argv = program(make_pair(api, "msq"), "server", open_it, code)
+    done = run(argv, home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("[(0.0, 0.0)]\n", "")
+
+
 @pytest.mark.parametrize("primitive", ["msq", "sem"])
 def test_a_timer_that_has_rung_before_the_wait_rings_on(api, primitive, make_pair, tmp_path):
     """Of one whose SIGALRM is pending setitimer(2) says that nothing is left, only the interval."""
