@@ -515,6 +515,18 @@ def test_a_stop_parts_no_system_v_semaphore_from_its_value(
 
 
 @needs("strace")
+@pytest.mark.parametrize("primitive, call", [("msq", "mq_open"), ("sem", "link")])
+def test_a_stop_parts_no_posix_object_from_its_mode(make_pair, primitive, call, tmp_path):
+    """It comes right after the call that makes it, with the umask taken off the mode."""
+    pair, log = make_pair("posix", primitive), tmp_path / "log"
+    argv = traced(log, call, "signal=TERM:when=1", pair.argv("server", "--mode", "666"))
+    done = subprocess.run(argv, env=ENV, umask=0o077, capture_output=True, text=True, timeout=20)
+    assert "SIGTERM" in log.read_text()
+    assert (done.stdout, done.stderr) == (f"{pair.start_line}\n{pair.end_line}\n", "")
+    assert mode_of(pair) == 0o666
+
+
+@needs("strace")
 def test_a_blocked_alarm_keeps_no_server_from_ending(make_pair, tmp_path):
     """The stop comes just before msgrcv(2), which only an alarm ends then."""
     msq, log = make_pair("sysv", "msq"), tmp_path / "log"
