@@ -121,10 +121,10 @@ last-look = $(if $(filter INTERVAL,$($(1)-server)),$(if $(INTERVAL),$(call quote
 .PHONY: $(PAIRS)
 $(PAIRS): setup
 	@true 2>/dev/null 3<&0 || exec </dev/null; exec 3<&0; server= started=; \
-	finish() { trap '' INT TERM HUP QUIT USR1; \
-	for turn in first second; do kill $$server $${started:+$$!}; sleep 0.1; done; wait; }; \
-	trap 'finish 2>/dev/null' EXIT; \
-	trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP; trap 'exit 131' QUIT; \
+	finish() { trap '' INT TERM HUP QUIT USR1; trap - EXIT; \
+	for turn in first second; do kill $$server $${started:+$$!}; sleep 0.1; done 2>/dev/null; \
+	wait; exit $$1; }; trap 'finish $$?' EXIT; \
+	trap 'finish 130' INT; trap 'finish 143' TERM; trap 'finish 129' HUP; trap 'finish 131' QUIT; \
 	trap 'wait $$server; exit $$?' USR1; started=yes; \
 	$(call script,$@-server) $(if $(findstring shm,$@),--changes) & server=$$!; sleep 1; \
 	kill -0 $$server 2>/dev/null || wait $$server || exit; \

@@ -120,14 +120,14 @@ def main() -> int:
             return 0
         stop = common.stop_signals()  # before a signal can part making and mode
         queue = open_queue(args.name, mode, args.max_messages or 10, args.max_message_size or 8192)
+        common.compare(args.name, "--mode is", args.mode, os.fstat(queue.mqd).st_mode & 0o777, "o")
+        common.compare(args.name, "--max-messages is", args.max_messages, queue.max_messages)
+        longest = args.max_message_size
+        common.compare(args.name, "--max-message-size is", longest, queue.max_message_size)
+        common.ready(f"start message queue server: {args.name}", to=2 if args.json else 1)
     except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.name, error, CURES)
-    common.compare(args.name, "--mode is", args.mode, os.fstat(queue.mqd).st_mode & 0o777, "o")
-    common.compare(args.name, "--max-messages is", args.max_messages, queue.max_messages)
-    longest = args.max_message_size
-    common.compare(args.name, "--max-message-size is", longest, queue.max_message_size)
     try:
-        common.ready(f"start message queue server: {args.name}", to=2 if args.json else 1)
         for body in itertools.islice(messages(queue, stop), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.name}", to=2 if args.json else 1)

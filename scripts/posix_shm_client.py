@@ -38,10 +38,10 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
                     os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
                     os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
                     os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
+        for _ in range(100):
+            if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
+                time.sleep(0.01)
         failed.pop_all()  # nothing has
-    for _ in range(100):
-        if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
-            time.sleep(0.01)
     return segment
 
 
@@ -104,7 +104,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df /dev/shm`", "no such file": "it was removed"}
+CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df`", "no such file": "it was removed"}
 
 
 def main() -> int:

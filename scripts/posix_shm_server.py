@@ -84,7 +84,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df /dev/shm`", "no such file": "it was removed"}
+CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df`", "no such file": "it was removed"}
 
 
 def main() -> int:

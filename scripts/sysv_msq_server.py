@@ -124,10 +124,10 @@ def main() -> int:
         stop = common.stop_signals()
         queue = open_queue(args.key, 0o600 if args.mode is None else args.mode)
         common.compare(args.key, "--mode is", args.mode, queue.mode & 0o777, "o")
+        common.ready(f"start message queue server: {args.key}", to=2 if args.json else 1)
     except (sysv_ipc.Error, OSError, ValueError, MemoryError) as error:
         return common.complain(args.key, error, CURES)
     try:
-        common.ready(f"start message queue server: {args.key}", to=2 if args.json else 1)
         for body in itertools.islice(messages(queue, stop, args.type), args.count):
             show(body, args.json)
         common.put(f"end message queue server: {args.key}", to=2 if args.json else 1)

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import struct
 import time
 from collections.abc import Sized
 
@@ -54,11 +55,11 @@ def acquire(
     seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
     InterruptedError: `stop`. To look at it, it goes to the end of the queue every 0.9 seconds."""
     # In sysv_ipc, acquire(delta=by) and Z() have no time limit. semtimedop(2) has, for a sembuf:
-    take = (ctypes.c_short * 3)(0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
+    take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while not stop:
         left = max(0, min(end - time.monotonic(), 1e9 if stop == () else 0.9))
-        limit = (ctypes.c_long * 2)(int(left), int(left % 1 * 1e9))  # a struct timespec
+        limit = struct.pack("ll", int(left), int(left % 1 * 1e9))  # a struct timespec
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:
             return
         failed = ctypes.get_errno()
@@ -128,8 +129,7 @@ def main() -> int:
                 signal.signal(number, signal.SIG_DFL)  # would leave it so
             thing = command[0]  # what an error is about
             os.execvp(command[0], command)
-        if not args.undo and not args.zero:
-            CURES[""] = "it was done all the same"
+        CURES.update({} if args.undo or args.zero else {"": "it was done all the same"})
         common.put(f"semaphore: {semaphore.value}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(thing, error, CURES)

@@ -17,8 +17,7 @@ removed() {
 }
 
 # Whatever ends it, a signal, a closed pipe (`make demo | head`) or an error, nothing stays.
-finish() {
-    trap '' INT TERM HUP QUIT PIPE
+clean_up() {
     if [ -n "$serving" ]; then
         kill -KILL "$!" && wait "$!" || true
     fi
@@ -28,12 +27,19 @@ finish() {
     done
     wait
 } >/dev/null 2>&1
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap 'exit 129' HUP
-trap 'exit 131' QUIT
-trap 'exit 141' PIPE
+# A signal that comes before its first line starts it once more.
+finish() {
+    trap '' INT TERM HUP QUIT PIPE
+    trap - EXIT
+    clean_up
+    exit "$1"
+}
+trap 'finish $?' EXIT
+trap 'finish 130' INT
+trap 'finish 143' TERM
+trap 'finish 129' HUP
+trap 'finish 131' QUIT
+trap 'finish 141' PIPE
 
 # Of a closed pipe a shell that traps SIGPIPE would complain.
 # shellcheck disable=SC2059 # the format comes from below

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -1096,6 +1097,16 @@ def test_no_descriptor_for_the_notice_that_a_server_is_ready(pair, tmp_path):
         until(lambda: "INJECTED" in (tmp_path / "log").read_text())
         os.kill(int((tmp_path / "log").read_text().split()[0]), signal.SIGTERM)
         assert (server.wait(5), server.err) == (0, [])
+
+
+@needs("strace")
+def test_no_descriptor_to_import_what_the_notice_needs(pair, tmp_path):
+    files = socket.__file__, importlib.util.cache_from_source(socket.__file__)
+    argv = traced(tmp_path / "log", "open,openat", "error=EMFILE", pair.argv("server"), *files)
+    env = {**ENV, "NOTIFY_SOCKET": "@nobody"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=20)
+    assert done.stderr == f"{pair.script('server')}: {pair.thing}: Too many open files\n"
+    assert done.returncode == 1
 
 
 @needs("strace")

@@ -591,6 +591,20 @@ print(*ended)
     assert done.stdout.endswith("(30, None)\n")
 
 
+def test_what_cannot_be_taken_is_not_given_back(make_pair, tmp_path):
+    """A short of C that is too small for a number has another one."""
+    code = """
+for by in (32769, 40000, 65535):
+    try:
+        script.acquire(semaphore, 0, by=by)
+    except Exception as error:
+        print(type(error).__name__, semaphore.value)
+"""
+    argv = program(make_pair("sysv", "sem"), "client", WAIT["sem"], code)
+    done = run(argv, home("cut", tmp_path))
+    assert done.stdout == "error 0\n" * 3, done
+
+
 LIMITED = {
     ("sem", "client"): "object = script.open_semaphore(thing, value=0)\n"
     "def wait(limit): script.acquire(object, limit)",

@@ -462,6 +462,23 @@ def test_a_demo_that_is_ended_at_any_moment_leaves_nothing(checkout, how):
         assert left_by_the_demo(output.decode()) == [], f"{how} {output!r}"
 
 
+@needs("strace")
+def test_a_second_ctrl_c_before_the_demo_cleans_up(checkout, tmp_path):
+    """It comes when the shell opens /dev/null for that, which strace(1) makes slow."""
+    log = tmp_path / "log"
+    slow = "inject=openat:delay_enter=300000"
+    trace = ["strace", "-o", str(log), "-P", "/dev/null", "-e", "trace=openat", "-e", slow]
+    env = {**ENV, "PYTHON": sys.executable}
+    with Process([*trace, "sh", "tests/demo.sh"], cwd=checkout, env=env) as demo:
+        demo.wait_line("start message queue server")  # while the shell waits for `sleep 0.4`
+        shell, seen = children(demo.pid)[0], log.read_text().count("openat(")
+        os.kill(shell, signal.SIGINT)
+        until(lambda: log.read_text().count("openat(") > seen)
+        os.kill(shell, signal.SIGINT)
+        demo.wait(30)
+        assert left_by_the_demo("\n".join(demo.out)) == [], log.read_text()
+
+
 def children(pid: int) -> list[int]:
     with contextlib.suppress(FileNotFoundError):  # it has ended
         return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
