@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pexpect
+import posix_ipc
 import pytest
 from conftest import (
     APIS,
@@ -379,14 +380,16 @@ def test_status_shows_every_object(checkout, make_pair):
 def left_by_the_demo(output: str) -> list[str]:
     """What there is of the objects whose names and keys it printed, and of its processes."""
     there = " ".join(os.listdir("/dev/shm"))
-    if os.path.ismount("/dev/mqueue"):
-        there += " ".join(os.listdir("/dev/mqueue"))
     used = {line.split()[0] for kind in ("msg", "shm", "sem")
             for line in Path("/proc/sysvipc", kind).read_text().splitlines()}  # fmt: skip
     names = set(re.findall(r"(demo-\d+)", output))
     keys = set(re.findall(r"-k (\d+)", output))
     keys |= {str(1_000_000 + int(name.removeprefix("demo-"))) for name in names}
     found = [name for name in names if name in there]
+    for name in names:
+        with contextlib.suppress(posix_ipc.ExistentialError):  # it is none, mounted or not
+            posix_ipc.MessageQueue(f"/{name}").close()
+            found.append(name)
     found += [key for key in keys if {key, str(~int(key))} & used]
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
