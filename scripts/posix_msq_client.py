@@ -22,13 +22,14 @@ import posix_ipc
 # --- the queue: these functions work in any program
 def open_queue(name: str, mode: int = 0o600) -> "posix_ipc.MessageQueue":  # macOS has no such type
     """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
-    while True:
+    for _ in range(10000):  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(posix_ipc.ExistentialError):  # if it is there
             queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, read=False)
             os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
             return queue
         with contextlib.suppress(posix_ipc.ExistentialError):  # if somebody has just removed it
             return posix_ipc.MessageQueue(name, read=False)
+    raise posix_ipc.ExistentialError("No queue exists with the specified name")  # it is "/"
 
 
 def send(

@@ -28,19 +28,19 @@ def open_queue(
     (the size in bytes) are a new one's. Raises PermissionError, or posix_ipc.PermissionsError, for
     another user's queue, ValueError for a limit that is over the system's."""
     limits = max_messages, max_message_size
-    while True:
+    for _ in range(10000):  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(posix_ipc.ExistentialError):  # if it is there
             queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, *limits, write=False)
             os.fchmod(queue.mqd, mode)  # mq_open(3) takes the umask off the mode
-            break
+            return queue
         with contextlib.suppress(posix_ipc.ExistentialError):  # if somebody has just removed it
             queue = posix_ipc.MessageQueue(name, write=False)
-            break
-    owner = os.fstat(queue.mqd).st_uid  # on Linux the descriptor of a queue is that of a file
-    if owner != os.geteuid():
-        queue.close()
-        raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
-    return queue
+            owner = os.fstat(queue.mqd).st_uid  # on Linux the descriptor is that of a file
+            if owner != os.geteuid():
+                queue.close()
+                raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+            return queue
+    raise posix_ipc.ExistentialError("No queue exists with the specified name")  # it is "/"
 
 
 def messages(queue: "posix_ipc.MessageQueue", stop: Sized) -> Iterator[bytes]:

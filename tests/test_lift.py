@@ -591,6 +591,20 @@ print(*ended)
     assert done.stdout.endswith("(30, None)\n")
 
 
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_queue_without_a_name_is_an_error(side, make_pair, tmp_path):
+    """mq_open(3) says of "/" that there is no such queue, also where it is to make one."""
+    code = """
+try:
+    script.open_queue("/")
+except package.ExistentialError as error:
+    print(error)
+"""
+    argv = program(make_pair("posix", "msq"), side, code)
+    done = run(argv, home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("No queue exists with the specified name\n", "")
+
+
 def test_what_cannot_be_taken_is_not_given_back(make_pair, tmp_path):
     """A short of C that is too small for a number has another one."""
     code = """
