@@ -347,6 +347,7 @@ def test_what_is_no_text_ends_no_listener(mine, make_pair):
         [sys.executable, str(mine("listen.py", {'"/events"': f'"{pair.name}"'}))]
     ) as listener:
         listener.wait_line("listening")
+        until(pair.exists)
         with pair.opened() as queue:
             queue.send(b"caf\xe9 \x1b[31m")
         listener.wait_line(r"caf\xe9 \x1b[31m")
