@@ -1,8 +1,7 @@
 """POSIX message queue, the server: prints every message that is sent to the queue.
 
-    posix_msq_server.py             in one terminal (Ctrl-C ends it), and in another
-    posix_msq_client.py             which sends messages
-    posix_msq_server.py --clean     removes the queue
+    posix_msq_server.py           in one terminal (Ctrl-C ends it), posix_msq_client.py in another
+    posix_msq_server.py --clean   removes the queue
 
 Shows mq_open(3), mq_receive(3), mq_unlink(3), and how to stop without losing a message.
 Read mq_overview(7), then posix_msq_client.py; sysv_msq_server.py is its System V twin.

@@ -1,8 +1,7 @@
 """System V message queue, the server: prints every message that is sent to the queue.
 
-    sysv_msq_server.py              in one terminal (Ctrl-C ends it), and in another
-    sysv_msq_client.py              which sends messages
-    sysv_msq_server.py --clean      removes the queue
+    sysv_msq_server.py           in one terminal (Ctrl-C ends it), sysv_msq_client.py in another
+    sysv_msq_server.py --clean   removes the queue
 
 Shows msgget(2), msgrcv(2), msgctl(2), and how to stop without losing a message.
 Read sysvipc(7), then sysv_msq_client.py; posix_msq_server.py is its POSIX twin.
@@ -13,15 +12,20 @@ Read sysvipc(7), then sysv_msq_client.py; posix_msq_server.py is its POSIX twin.
 # dependencies = ["sysv-ipc>=1.2.0"]
 # ///
 import contextlib
+import ctypes
 import os
 import signal
-import time
+import struct
 from collections.abc import Iterator, Sized
 
 import sysv_ipc
 
-
 # --- the queue: these functions work in any program
+LIBRT = ctypes.CDLL(None)  # for timer_create(2)
+with contextlib.suppress(OSError):
+    LIBRT = ctypes.CDLL("librt.so.1")  # where it is before glibc 2.34
+
+
 def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
     """Make the queue, or open the one that is there, to receive from it. The mode is that of a new
     queue. Raises PermissionError, or sysv_ipc.PermissionsError, for another user's queue."""
@@ -39,39 +43,33 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 
 
 def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iterator[bytes]:
-    """Yield the body of each message, until `stop` has something in it. Main thread only: as
-    msgrcv(2) has no time limit, SIGALRM ends its wait, and only that thread may set its handler.
-    A signal handler may put it there, but must not raise (Python's own of Ctrl-C does): the message
-    that msgrcv(2) has just taken off the queue would be lost, and SIGALRM stay as the wait has it.
-    Raises sysv_ipc.ExistentialError: it was removed, sysv_ipc.PermissionsError: a new mode."""
+    """Yield the body of each message, until `stop` has something in it. Main thread only: msgrcv(2)
+    has no time limit, so a timer ends the wait by a signal, SIGRTMAX. A handler of yours may fill
+    `stop`, but must not raise (Python's own of Ctrl-C does), or a message just taken is lost.
+    Raises sysv_ipc.ExistentialError (removed), PermissionsError (a new mode) and MemoryError."""
+    timer = ctypes.c_void_p()
+    event = struct.pack("Pii48x", 0, signal.SIGRTMAX, 0)  # a struct sigevent: send this signal
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
-        except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if an alarm came before that)
-            handler = signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))  # or raises
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
-            while any(0 < signal.getitimer(signal.ITIMER_REAL)[0] < 1e-4 for _ in range(9)):
-                pass  # till it has rung: one that is stopped in its last microsecond is lost
-            signal.signal(signal.SIGALRM, lambda number, frame: None)
-            left, interval = signal.setitimer(signal.ITIMER_REAL, 0)  # the program's own timer
-            began = time.monotonic()
-            rang = signal.SIGALRM in signal.sigpending()  # an alarm of the program, not yet seen
+        except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if the timer rang too early)
+            handler = signal.signal(signal.SIGRTMAX, lambda number, frame: None)
+            if LIBRT.timer_create(1, event, ctypes.byref(timer)):  # 1: CLOCK_MONOTONIC
+                signal.signal(signal.SIGRTMAX, handler)
+                raise MemoryError("no timer: `ulimit -i` is the limit") from None
+            mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGRTMAX})
             try:
-                signal.setitimer(signal.ITIMER_REAL, 1e-6 if rang else min(0.9, left or 0.9), 0.1)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+                LIBRT.timer_settime(timer, 0, struct.pack("4l", 0, 10**8, 0, 9 * 10**8), None)
+                if stop:  # it came in the last microseconds
+                    return
                 body, _type = queue.receive(type=msgtyp)
-            except sysv_ipc.Error:  # the alarm rang, or it is an error, which comes again above
-                signal.setitimer(signal.ITIMER_REAL, 0)  # a call runs handlers: ours is off
+            except sysv_ipc.Error:  # a signal came, or it is an error, which comes again above
+                LIBRT.timer_settime(timer, 0, bytes(32), None)  # a call runs handlers: ours is off
                 continue
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, handler)
+                LIBRT.timer_delete(timer)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-                if rang:
-                    os.kill(os.getpid(), signal.SIGALRM)
-                if left or interval:  # the program's timer goes on; 0 is left when it rang
-                    left = max((left or interval) - (time.monotonic() - began), 1e-6)
-                    signal.setitimer(signal.ITIMER_REAL, left, interval)
+                signal.signal(signal.SIGRTMAX, handler)
         yield body
 
 
@@ -113,6 +111,8 @@ def main() -> int:
     add("--mode", type=common.mode, metavar="OCTAL", help="mode of a new queue (default: 600)")
     add("--clean", action="store_true", help="remove the queue and exit")
     args = parser.parse_args()
+    if not hasattr(LIBRT, "timer_create"):
+        return common.complain(args.key, "this system has no timer_create(2)")
     try:
         if args.clean:
             done = "nothing to remove:"

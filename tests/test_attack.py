@@ -528,14 +528,24 @@ def test_a_stop_parts_no_posix_object_from_its_mode(make_pair, primitive, call, 
 
 
 @needs("strace")
-def test_a_blocked_alarm_keeps_no_server_from_ending(make_pair, tmp_path):
-    """The stop comes just before msgrcv(2), which only an alarm ends then."""
+def test_a_blocked_signal_keeps_no_server_from_ending(make_pair, tmp_path):
+    """The stop comes just before msgrcv(2), which only the signal of a timer ends then."""
     msq, log = make_pair("sysv", "msq"), tmp_path / "log"
-    options = {"preexec_fn": blocks(signal.SIGALRM)}
-    with halted(log, "setitimer", 1, msq.argv("server"), **options) as (server, go_on):
+    options = {"preexec_fn": blocks(signal.SIGRTMAX)}
+    with halted(log, "timer_settime", 1, msq.argv("server"), **options) as (server, go_on):
         os.kill(int(log.read_text().split()[0]), signal.SIGTERM)
         go_on()
         assert server.wait(5) == 0
+
+
+def test_a_server_that_gets_no_timer_says_so(make_pair):
+    """Without one, no stop could end its wait."""
+    limited = functools.partial(resource.setrlimit, resource.RLIMIT_SIGPENDING, (0, 0))
+    done = make_pair("sysv", "msq").run("server", preexec_fn=limited)
+    assert (done.returncode, done.stderr.split(": ", 2)[2:]) == (
+        1,
+        ["no timer: `ulimit -i` is the limit\n"],
+    )
 
 
 def test_a_blocked_alarm_keeps_no_time_limit_from_ending_a_wait(make_pair):
@@ -1132,7 +1142,7 @@ def test_a_limit_that_cannot_be_read_keeps_no_server_from_its_queue(make_pair, t
 
 
 @needs("strace")
-@pytest.mark.parametrize("call, when", [("msgrcv", 1), ("setitimer", 2)])
+@pytest.mark.parametrize("call, when", [("msgrcv", 1), ("timer_settime", 2)])
 def test_an_exception_of_the_callers_handler_comes_through(make_pair, call, when, tmp_path):
     """An OSError too, though the call that the signal interrupts may raise one itself."""
     pair = make_pair("sysv", "msq")
