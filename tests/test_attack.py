@@ -1115,7 +1115,7 @@ def test_no_descriptor_to_import_what_the_notice_needs(pair, tmp_path):
     argv = traced(tmp_path / "log", "open,openat", "error=EMFILE", pair.argv("server"), *files)
     env = {**ENV, "NOTIFY_SOCKET": "@nobody"}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=20)
-    assert done.stderr == f"{pair.script('server')}: {pair.thing}: Too many open files\n"
+    assert done.stderr == f"{pair.script('server')}: {pair.thing}: {os.strerror(errno.EMFILE)}\n"
     assert done.returncode == 1
 
 
