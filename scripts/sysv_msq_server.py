@@ -48,12 +48,12 @@ def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iter
     `stop`, but must not raise (Python's own of Ctrl-C does), or a message just taken is lost.
     Raises sysv_ipc.ExistentialError (removed), PermissionsError (a new mode) and MemoryError."""
     timer = ctypes.c_void_p()
-    event = struct.pack("Pii48x", 0, signal.SIGRTMAX, 0)  # a struct sigevent: send this signal
     while not stop:
         try:
             body, _type = queue.receive(block=False, type=msgtyp)
         except sysv_ipc.BusyError:  # none: wait 0.9 s (0.1 s more, if the timer rang too early)
             handler = signal.signal(signal.SIGRTMAX, lambda number, frame: None)
+            event = struct.pack("Piii44x", 0, signal.SIGRTMAX, 4, os.getpid())  # SIGEV_THREAD_ID
             if LIBRT.timer_create(1, event, ctypes.byref(timer)):  # 1: CLOCK_MONOTONIC
                 signal.signal(signal.SIGRTMAX, handler)
                 raise MemoryError("no timer: `ulimit -i` is the limit") from None

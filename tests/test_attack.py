@@ -538,6 +538,20 @@ def test_a_blocked_signal_keeps_no_server_from_ending(make_pair, tmp_path):
         assert server.wait(5) == 0
 
 
+@needs("strace")
+def test_a_stop_just_before_the_wait_is_seen_at_once(make_pair, tmp_path):
+    """It comes when the timer has been set, and no msgrcv(2) waits any more."""
+    log = tmp_path / "log"
+    injected = traced(
+        log, "timer_settime", "signal=TERM:when=1", make_pair("sysv", "msq").argv("server")
+    )
+    injected[injected.index("trace=timer_settime")] += ",msgrcv"
+    done = subprocess.run(injected, env=ENV, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "")
+    calls = [line for line in log.read_text().splitlines() if "msgrcv(" in line]
+    assert calls and all("IPC_NOWAIT" in call for call in calls)
+
+
 def test_a_server_that_gets_no_timer_says_so(make_pair):
     """Without one, no stop could end its wait."""
     limited = functools.partial(resource.setrlimit, resource.RLIMIT_SIGPENDING, (0, 0))

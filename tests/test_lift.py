@@ -1141,6 +1141,64 @@ print(found)
     assert (done.stdout, done.stderr) == ("['', '']\n", "")
 
 
+def test_a_thread_that_computes_keeps_no_wait_from_ending(make_pair, tmp_path):
+    """The kernel gives a signal of the whole process to the thread that runs at that moment."""
+    code = """
+import hashlib
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+queue, over, took = script.open_queue(thing), [], []
+def compute():
+    while not over:
+        hashlib.sha256(bytes(10**6))
+signal.signal(signal.SIGUSR1, lambda number, frame: None)
+threading.Thread(target=compute).start()
+for _ in range(4):
+    stop = []
+    threading.Timer(0.3, stop.append, [1]).start()
+    rescue = threading.Timer(6, os.kill, [os.getpid(), signal.SIGUSR1])
+    rescue.start()
+    began = time.monotonic()
+    list(script.messages(queue, stop))
+    took.append(time.monotonic() - began)
+    rescue.cancel()
+over.append(1)
+print(max(took) < 5 or took)
+"""
+    done = run(program(make_pair("sysv", "msq"), "server", code), home("cut", tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_wait_that_gets_no_timer_leaves_the_process_as_it_was(make_pair, tmp_path):
+    code = """
+import resource
+queue = script.open_queue(thing)
+resource.setrlimit(resource.RLIMIT_SIGPENDING, (0, 0))
+call(next, script.messages(queue, []))
+"""
+    done = run(program(make_pair("sysv", "msq"), "server", OWN, code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@needs("strace")
+def test_a_timer_that_rings_before_the_wait_rings_again(make_pair, tmp_path):
+    """The process is held up between the two for longer than the limit is, as on a busy machine."""
+    code = """
+stop = []
+threading.Timer(2, stop.append, [1]).start()
+list(script.messages(script.open_queue(thing), stop))
+print("ended")
+"""
+    log = tmp_path / "log"
+    held_up = "inject=timer_settime:delay_exit=1200000:when=1"
+    argv = ["strace", "-f", "-q", "-o", str(log), "-e", "trace=timer_settime", "-e", held_up]
+    with Process(
+        [*argv, *program(make_pair("sysv", "msq"), "server", code)], env=home("cut", tmp_path)
+    ) as process:
+        process.wait(10)
+        assert (process.out, process.err) == (["ended"], [])
+    assert "DELAYED" in log.read_text()
+
+
 LITERAL = {  # what the tests of time and of counts have seen
     "msq_client": ["send N messages (default: 15)", "between two messages (default: 1)"],
     "shm_server": ["pause in seconds (default: 3)"],

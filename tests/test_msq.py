@@ -214,6 +214,12 @@ def test_sysv_types(make_pair):
     assert take("--type=-2", "-c2") == ["1", "2"]
     assert take("-c1") == ["3"]
     assert pair.client("--type", "0").returncode == 2
+    with pair.server("--type=2", "-c1", "--json") as server:
+        until(lambda: waits_in(server.pid, "msgrcv"))
+        for number in (1, 2):  # also while it waits, it takes its own type only
+            pair.client("--stdin", "-q", "--type", number, stdin=f"{number}\n")
+        assert server.wait() == 0
+    assert server.out == ["2"]
 
 
 @pytest.mark.parametrize("options", [["-t0"], ["-t0.2"]])

@@ -213,6 +213,10 @@ def test_a_posix_segment_truncated_or_enlarged_under_both(make_pair, size):
         else:
             until(lambda: client.err)
             assert client.err[0].endswith(f"the text does not fit, or has a NUL: 5 bytes of {size}")
+        if size == 0:  # nor does an empty text, which is ended by a NUL
+            client.type("\n")
+            until(lambda: len(client.err) == 2)
+            assert client.err[1].endswith("the text does not fit, or has a NUL: 0 bytes of 0")
         client.stdin.close()
         assert client.wait() == (0 if size > 10 else 1)
         assert server.stop() == 0
