@@ -35,12 +35,12 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
 
 
-def check(semaphore: posix_ipc.Semaphore, own: int = 0) -> int:
-    """Return the inode of its file, or raise posix_ipc.ExistentialError: removed, or not `own`."""
+def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Return inode and device of its file; posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
         st = os.lstat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
-        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in (0, st.st_ino):
-            return st.st_ino
+        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
+            return st[1:3]
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 
 
@@ -84,7 +84,8 @@ def hold(command: list[str], heeded: set[int], stop: set[int]) -> int:
     pid = os.posix_spawnp(command[0], command, os.environ, setsigmask=mask, setsigdef=default)
     while not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)):
         info = signal.sigwaitinfo(heeded | {signal.SIGCHLD})  # si_code > 0: the kernel has sent it
-        if info.si_code <= 0 or info.si_signo == signal.SIGHUP or os.getpgid(pid) != os.getpgrp():
+        apart = info.si_signo == signal.SIGHUP or os.getpgid(pid) != os.getpgrp()
+        if info.si_signo in heeded and (info.si_code <= 0 or apart):
             with contextlib.suppress(PermissionError):  # it has changed its user
                 os.kill(pid, info.si_signo)
     return ended.si_status + (0 if ended.si_code == os.CLD_EXITED else 128)

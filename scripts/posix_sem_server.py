@@ -54,12 +54,12 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     raise posix_ipc.ExistentialError("No semaphore exists with the specified name")
 
 
-def check(semaphore: posix_ipc.Semaphore, own: int = 0) -> int:
-    """Return the inode of its file, or raise posix_ipc.ExistentialError: removed, or not `own`."""
+def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Return inode and device of its file; posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
         st = os.lstat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
-        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in (0, st.st_ino):
-            return st.st_ino
+        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
+            return st[1:3]
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 
 

@@ -38,7 +38,7 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
         segment = sysv_ipc.SharedMemory(key)
     with contextlib.ExitStack() as failed:
         failed.callback(segment.detach)
-        if flags and segment.uid == os.geteuid():  # the lock of another's segment is his to make
+        if flags and {segment.uid, segment.cuid} == {os.geteuid()}:  # another's lock is his to make
             with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is locked
                 sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
             sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # who may write may lock

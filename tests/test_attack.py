@@ -845,6 +845,29 @@ def test_ignored_sigchld_hides_no_status(sem):
     assert sem.client("--", "sh", "-c", "exit 7", **ignore).returncode == 7
 
 
+def test_a_command_gets_no_sigchld_of_its_own(make_pair):
+    """Of its being stopped and continued its parent is told, and nobody else."""
+    sem = make_pair("posix", "sem")
+    code = """
+import os, signal, time
+os.setpgid(0, 0)
+signal.signal(signal.SIGCHLD, lambda number, frame: print("told", flush=True))
+signal.signal(signal.SIGUSR1, lambda number, frame: print("ended", flush=True) or os._exit(0))
+print(os.getpid(), flush=True)
+time.sleep(20)
+"""
+    with sem.start("client", "--", sys.executable, "-c", code) as client:
+        until(lambda: client.out)
+        command = int(client.out[0])
+        os.kill(command, signal.SIGSTOP)
+        until(lambda: state(command) == "T")
+        os.kill(command, signal.SIGCONT)
+        until(lambda: (state(command), state(client.pid)) == ("S", "S"))
+        os.kill(command, signal.SIGUSR1)
+        assert client.wait(5) == 0
+    assert client.out[1:] == ["ended"]
+
+
 def test_an_ignored_sigint_stays_ignored_in_client_and_command(sem):
     ignore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     whom = "$PPID $$" if sem.api == "posix" else "$$"  # there its parent is this process
@@ -1024,13 +1047,20 @@ def test_a_reader_waits_for_the_lock_of_a_segment_that_is_removed(make_pair):
 
 
 @in_namespaces
+@pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("primitive", ["shm", "sem"])
-def test_a_mount_over_its_folder_is_a_removal(make_pair, primitive):
+def test_a_mount_over_its_folder_is_a_removal(make_pair, primitive, copied, tmp_path):
+    """Also where the same name is in it, with the same inode: each tmpfs numbers from the start."""
     pair = make_pair("posix", primitive)
-    with Process(["unshare", "--mount", *pair.argv("server")]) as server:
+    empty = 'mount -t tmpfs tmpfs /dev/shm; exec "$@"'
+    other = f"mount -t tmpfs tmpfs {tmp_path};"
+    if copied:
+        other += f"cp {pair.path} {tmp_path}; stat -c %i {pair.path} {tmp_path}/{pair.path.name};"
+    with Process(["unshare", "--mount", "sh", "-ec", empty, "sh", *pair.argv("server")]) as server:
         server.wait_line("start")
-        enter = ["nsenter", f"--mount=/proc/{server.pid}/ns/mnt"]
-        subprocess.run([*enter, "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"], check=True)
+        enter = ["nsenter", f"--mount=/proc/{server.pid}/ns/mnt", "sh", "-ec"]
+        inodes = subprocess.check_output([*enter, f"{other} mount --bind {tmp_path} /dev/shm"])
+        assert len(set(inodes.split())) == copied
         assert server.wait(5) == 1
     assert server.err == [f"{pair.script('server')}: {pair.thing}: the {WHAT[primitive]}"]
 

@@ -169,6 +169,18 @@ def test_a_gift_is_refused_too(make_pair, primitive, run_as):
     assert f"belongs to uid {BOB}, made by uid {ALICE}" in done.stderr
 
 
+def test_a_segment_that_was_given_away_is_another_users(make_pair, run_as):
+    """So is its lock: ours would keep its creator out, who keeps all rights to the segment."""
+    pair = make_pair("sysv", "shm")
+    segment = sysv_ipc.SharedMemory(pair.key, sysv_ipc.IPC_CREX, mode=0o666, size=8)
+    segment.uid = ALICE
+    segment.detach()
+    done = run_as(pair, ALICE, "client", stdin="text\n")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    with pytest.raises(sysv_ipc.ExistentialError):
+        sysv_ipc.Semaphore(~pair.key)
+
+
 def test_a_lock_that_was_given_away_is_another_users(make_pair, run_as):
     """Its creator can still remove it, so the segment is for him to make."""
     pair = make_pair("sysv", "shm")
