@@ -113,10 +113,11 @@ def main() -> int:
             if not semaphore.o_time:  # its creator is not done, and semop(2) would set it
                 raise ValueError(f"has no value yet: did its creator die? `ipcrm -S {args.key}`")
         else:
-            # A signal that ended this here would part a new semaphore from its value, for good.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
-            semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            try:  # a signal that ended this here would leave a new semaphore without its value
+                semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         common.compare(args.key, "--value is now", args.value, semaphore.value)
         semaphore.undo = args.undo or bool(command)
         if args.release:
@@ -127,8 +128,7 @@ def main() -> int:
         if command:
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and execve(2)
                 signal.signal(number, signal.SIG_DFL)  # would leave it so
-            thing = command[0]  # what an error is about
-            os.execvp(command[0], command)
+            os.execvp(thing := command[0], command)  # thing is what an error is about
         CURES.update({} if args.undo or args.zero else {"": "it was done all the same"})
         common.put(f"semaphore: {semaphore.value}")
     except (sysv_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:

@@ -845,6 +845,18 @@ def test_ignored_sigchld_hides_no_status(sem):
     assert sem.client("--", "sh", "-c", "exit 7", **ignore).returncode == 7
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_a_semaphore_never_gets_its_value(make_pair, number):
+    """The wait is short, and the stop is heeded after it."""
+    sem = make_pair("sysv", "sem")
+    sysv_ipc.Semaphore(sem.key, sysv_ipc.IPC_CREX)
+    with sem.start("client", "-w") as client:
+        until(lambda: waits_in(client.pid, "clock_nanosleep"))
+        client.popen.send_signal(number)
+        assert client.wait(10) == -number
+    assert (client.out, client.err) == ([], [])
+
+
 def test_a_command_gets_no_sigchld_of_its_own(make_pair):
     """Of its being stopped and continued its parent is told, and nobody else."""
     sem = make_pair("posix", "sem")
