@@ -528,17 +528,6 @@ def test_a_stop_parts_no_posix_object_from_its_mode(make_pair, primitive, call, 
 
 
 @needs("strace")
-def test_a_blocked_signal_keeps_no_server_from_ending(make_pair, tmp_path):
-    """The stop comes just before msgrcv(2), which only the signal of a timer ends then."""
-    msq, log = make_pair("sysv", "msq"), tmp_path / "log"
-    options = {"preexec_fn": blocks(signal.SIGRTMAX)}
-    with halted(log, "timer_settime", 1, msq.argv("server"), **options) as (server, go_on):
-        os.kill(int(log.read_text().split()[0]), signal.SIGTERM)
-        go_on()
-        assert server.wait(5) == 0
-
-
-@needs("strace")
 def test_a_stop_just_before_the_wait_is_seen_at_once(make_pair, tmp_path):
     """It comes when the timer has been set, and no msgrcv(2) waits any more."""
     log = tmp_path / "log"

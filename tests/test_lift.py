@@ -806,10 +806,12 @@ print(rung, signal.getitimer(signal.ITIMER_REAL)[1])
 
 @pytest.mark.parametrize("pending", ["", "os.kill(os.getpid(), signal.SIGALRM)"])
 @pytest.mark.parametrize("primitive", ["msq", "sem"])
-def test_a_wait_where_the_program_has_blocked_sigalrm(api, primitive, pending, make_pair, tmp_path):
+def test_a_wait_where_the_program_has_blocked_the_signals_of_timers(
+    api, primitive, pending, make_pair, tmp_path
+):
     """The wait ends all the same, and the signal is blocked as before, and pending if it was."""
     code = f"""
-signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGALRM}})
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGALRM, signal.SIGRTMAX}})
 {pending}
 stop = []
 threading.Timer(0.1, stop.append, [1]).start()

@@ -169,22 +169,35 @@ def test_a_gift_is_refused_too(make_pair, primitive, run_as):
     assert f"belongs to uid {BOB}, made by uid {ALICE}" in done.stderr
 
 
-def test_a_segment_that_was_given_away_is_another_users(make_pair, run_as):
+GIFTS = pytest.mark.parametrize("giver, owner", [(0, ALICE), (ALICE, BOB)], ids=["to", "by"])
+
+
+def given(kind: str, giver: int, owner: int, key: int) -> None:
+    """A System V object of mode 666 that has been given away by IPC_SET."""
+    code = (
+        "import os, sys, sysv_ipc; giver, owner, key = map(int, sys.argv[1:]); os.setuid(giver);"
+        f"sysv_ipc.{kind}(key, sysv_ipc.IPC_CREX, mode=0o666).uid = owner"
+    )
+    argv = [sys.executable, "-c", code, str(giver), str(owner), str(key)]
+    subprocess.run(argv, check=True, env=ENV, cwd="/")
+
+
+@GIFTS
+def test_a_segment_that_was_given_away_is_another_users(make_pair, run_as, giver, owner):
     """So is its lock: ours would keep its creator out, who keeps all rights to the segment."""
     pair = make_pair("sysv", "shm")
-    segment = sysv_ipc.SharedMemory(pair.key, sysv_ipc.IPC_CREX, mode=0o666, size=8)
-    segment.uid = ALICE
-    segment.detach()
+    given("SharedMemory", giver, owner, pair.key)
     done = run_as(pair, ALICE, "client", stdin="text\n")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     with pytest.raises(sysv_ipc.ExistentialError):
         sysv_ipc.Semaphore(~pair.key)
 
 
-def test_a_lock_that_was_given_away_is_another_users(make_pair, run_as):
+@GIFTS
+def test_a_lock_that_was_given_away_is_another_users(make_pair, run_as, giver, owner):
     """Its creator can still remove it, so the segment is for him to make."""
     pair = make_pair("sysv", "shm")
-    sysv_ipc.Semaphore(~pair.key, sysv_ipc.IPC_CREX, mode=0o666).uid = ALICE
+    given("Semaphore", giver, owner, ~pair.key)
     done = run_as(pair, ALICE, "client", stdin="text\n")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert not pair.exists()
