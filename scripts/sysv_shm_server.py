@@ -103,12 +103,12 @@ def main() -> int:
     text: str | None = "\0"  # no text has one, so that the first one differs
     try:
         if args.clean:
-            done = "nothing to remove:"
-            ids = [LIBC.shmget(args.key, 0, 0), LIBC.semget(~args.key, 0, 0)]  # -1: there is none
-            for remove in (sysv_ipc.remove_shared_memory, sysv_ipc.remove_semaphore):
-                with contextlib.suppress(sysv_ipc.ExistentialError):
-                    remove(ids.pop(0))  # by its id, as to open a segment is to read it
-                    done = "removed"
+            ids = (LIBC.shmget(args.key, 0, 0), LIBC.semget(~args.key, 0, 0))  # -1: there is none
+            with contextlib.suppress(sysv_ipc.ExistentialError):
+                sysv_ipc.remove_shared_memory(ids[0])  # by its id: to open one is to read it
+            with contextlib.suppress(sysv_ipc.ExistentialError):
+                sysv_ipc.remove_semaphore(ids[1])
+            done = "nothing to remove:" if ids == (-1, -1) else "removed"
             common.put(f"{done} {args.key}")
             return 0
         mode = 0o600 if args.mode is None else args.mode

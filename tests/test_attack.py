@@ -541,6 +541,22 @@ def test_a_stop_just_before_the_wait_is_seen_at_once(make_pair, tmp_path):
     assert calls and all("IPC_NOWAIT" in call for call in calls)
 
 
+@needs("strace")
+def test_a_wait_ends_by_itself_within_a_second(make_pair, tmp_path):
+    """A stop that came in the instant before it is seen then, by a clock that nobody sets."""
+    log = tmp_path / "log"
+    calls = "timer_create,timer_settime,msgrcv"
+    argv = ["strace", "-f", "-q", "-T", "-o", str(log), "-e", f"trace={calls}"]
+    with Process([*argv, *make_pair("sysv", "msq").argv("server")]) as server:
+        until(lambda: log.exists() and log.read_text().count("SIGRT_32 {") >= 3)
+        os.kill(int(log.read_text().split()[0]), signal.SIGTERM)
+        assert (server.wait(5), server.err) == (0, [])
+    text = log.read_text()
+    waits = [float(took) for took in re.findall(r"msgrcv\(.* ERESTARTNOHAND .*<([0-9.]+)>", text)]
+    assert 0.8 < min(waits[:3]) < 1, text  # the others may have been held up
+    assert set(re.findall(r"timer_create\((\w+)", text)) == {"CLOCK_MONOTONIC"}
+
+
 def test_a_server_that_gets_no_timer_says_so(make_pair):
     """Without one, no stop could end its wait."""
     limited = functools.partial(resource.setrlimit, resource.RLIMIT_SIGPENDING, (0, 0))
@@ -812,6 +828,23 @@ def test_an_ignored_signal_that_waits_stops_no_command(make_pair, number, tmp_pa
         os.kill(command, signal.SIGCONT)
         assert client.wait() == 0
     assert client.out == ["at work"]
+
+
+@with_glibc
+@needs("strace")
+def test_a_stop_just_before_the_command_starts_none(make_pair, tmp_path):
+    """The client has blocked it for the command's time, and taken a semaphore."""
+    sem, log, proof = make_pair("posix", "sem"), tmp_path / "log", tmp_path / "proof"
+    argv = sem.argv("client", "--", "touch", str(proof))
+    strace = ["strace", "-q", "-o", str(log), "-e", "trace=rt_sigprocmask"]  # of the client alone
+    assert subprocess.run([*strace, *argv], env=ENV, timeout=20).returncode == 0
+    proof.unlink()
+    calls = log.read_text().splitlines()
+    blocked = [n for n, call in enumerate(calls, 1) if re.search(r"BLOCK, \[.*TERM.* CHLD\]", call)]
+    inject = f"inject=rt_sigprocmask:signal=TERM:when={blocked[0]}"
+    done = subprocess.run([*strace, "-e", inject, *argv], env=ENV, capture_output=True, timeout=20)
+    assert (done.returncode, done.stderr, proof.exists()) == (143, b"", False)
+    assert posix_ipc.Semaphore(sem.name).value == 2
 
 
 def test_a_full_pipe_keeps_no_client_from_ending(sem):

@@ -13,7 +13,18 @@ from typing import Any
 
 import pytest
 import sysv_ipc
-from conftest import CALLS, ENV, SCRIPTS, Pair, Process, capable, needs, until, with_glibc
+from conftest import (
+    CALLS,
+    ENV,
+    SCRIPTS,
+    Pair,
+    Process,
+    capable,
+    in_namespaces,
+    needs,
+    until,
+    with_glibc,
+)
 from test_contract import mode_of
 
 CUT = "# --- the command line"
@@ -1011,6 +1022,34 @@ except package.ExistentialError:
 """
     argv = program(make_pair("posix", "sem"), side, code)
     done = run(argv, home("cut", tmp_path), cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("removed\n", "")
+
+
+@in_namespaces
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_the_end_of_an_inode_is_not_taken_for_another(make_pair, side, tmp_path):
+    """The packages that are mapped have longer ones, such as 1048, than a semaphore's 48."""
+    code = """
+import re
+semaphore = script.open_semaphore(thing)
+remove()
+with open("/proc/self/maps") as maps:
+    mapped = set(re.findall(r" ([0-9]+)  +/", maps.read()))
+while True:
+    with open(script.file_of(thing), "xb") as file:
+        file.write(bytes(32))
+        inode = str(os.fstat(file.fileno()).st_ino)
+    if inode not in mapped and any(one.endswith(inode) for one in mapped):
+        break
+    remove()
+try:
+    script.check(semaphore)
+except package.ExistentialError:
+    print("removed")
+"""
+    few = 'mount -t tmpfs tmpfs /dev/shm; exec "$@"'  # there the first inodes are 1, 2, 3
+    argv = program(make_pair("posix", "sem"), side, code)
+    done = run(["unshare", "--mount", "sh", "-ec", few, "sh", *argv], home("cut", tmp_path))
     assert (done.stdout, done.stderr) == ("removed\n", "")
 
 
