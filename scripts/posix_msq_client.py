@@ -21,7 +21,8 @@ import posix_ipc
 
 # --- the queue: these functions work in any program
 def open_queue(name: str, mode: int = 0o600) -> "posix_ipc.MessageQueue":  # macOS has no such type
-    """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
+    """Make the queue, or open the one that is there, to send to it. The mode is a new queue's.
+    Raises posix_ipc.PermissionsError, and ValueError for a name without a slash."""
     for _ in range(10000):  # make it, or open it: again, when it is removed in between
         with contextlib.suppress(posix_ipc.ExistentialError):  # if it is there
             queue = posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode, read=False)
@@ -39,8 +40,9 @@ def send(
     priority, of 0 to 32767, is received first.
 
     Raises posix_ipc.BusyError when it stays full, ValueError when the message is too long, and
-    posix_ipc.ExistentialError when the queue was removed. Works in any thread. A signal handler
-    must not raise: posix_ipc drops what it raises (but KeyboardInterrupt), and the wait goes on.
+    posix_ipc.ExistentialError when the queue was removed. Works in any thread. posix_ipc
+    drops what a signal handler raises (but KeyboardInterrupt), and the wait goes on: where one
+    notes a stop, send with a timeout, and look between two tries.
     """
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     while True:

@@ -28,9 +28,9 @@ def file_of(name: str) -> str:
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
-    """Make or open the semaphore. The mode and the value (to 2147483647) are those of a new one."""
+    """Make or open one; mode and value are a new one's. ValueError, posix_ipc.PermissionsError."""
     with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
-        posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
+        posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # EINVAL
         os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
     return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
 
@@ -40,13 +40,13 @@ def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[in
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
         st = os.lstat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
         if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
-            return st[1:3]
+            return st[1:3]  # st_ino and st_dev
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 
 
 def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: Sized = ()) -> None:
     """Take one, in any thread, within so many seconds (None: for ever). Raises posix_ipc.BusyError,
-    posix_ipc.ExistentialError: removed, InterruptedError: `stop`. Only Ctrl-C's handler raises."""
+    posix_ipc.ExistentialError: removed, InterruptedError: stop. What handlers raise is dropped."""
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     own = check(semaphore)  # this program may open its successor, too
     while not stop:

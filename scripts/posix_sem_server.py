@@ -49,7 +49,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
                     raise PermissionError(f"belongs to {uids}")
                 if file.st_size not in (16, 32):  # of a sem_t; in a shorter file, a SIGBUS
                     raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
-                failed.pop_all()  # nothing has
+                failed.pop_all()  # nothing failed: it stays open
             return semaphore
     raise posix_ipc.ExistentialError("No semaphore exists with the specified name")
 

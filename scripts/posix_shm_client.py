@@ -25,7 +25,7 @@ WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or
 
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
-    """Make the segment, or open the one that is there; mode and size (bytes) are a new one's."""
+    """Make or open a segment; mode and size (bytes) are a new one's. posix_ipc.PermissionsError."""
     try:
         segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
     except posix_ipc.PermissionsError:  # fs.protected_regular (proc(5)): another user's
@@ -41,14 +41,14 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
         for _ in range(100):
             if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
                 time.sleep(0.01)
-        failed.pop_all()  # nothing has
+        failed.pop_all()  # nothing failed: it stays open
     return segment
 
 
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
-    seconds. It is the open file's: each thread or fork opens the segment itself, locks it once."""
+    """Hold flock(2), which ends with its holder; TimeoutError after so many seconds. It is the open
+    file's: each thread or fork opens the segment itself, and write_text() in here unlocks yours."""
     end = time.monotonic() + timeout
     try:
         while True:
@@ -66,7 +66,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
 
 
 def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one; in a program of one thread, signals 1 to 31 wait.
+    """Write the text in place of the old one; in this thread alone, signals 1 to 31 wait.
     Raises ValueError when it does not fit (the segment keeps what it had), TimeoutError after so
     many seconds; when it was removed, posix_ipc.ExistentialError or, rarely, FileNotFoundError."""
     data = text.encode()

@@ -37,14 +37,14 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
                     os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
                     os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
                     os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
-        failed.pop_all()  # nothing has
+        failed.pop_all()  # nothing failed: it stays open
     return segment
 
 
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold flock(2), which the kernel releases when its holder dies; TimeoutError after so many
-    seconds. It is the open file's: each thread or fork opens the segment itself, locks it once."""
+    """Hold flock(2), which ends with its holder; TimeoutError after so many seconds. It is the open
+    file's: each thread or fork opens the segment itself, and read_text() in here unlocks yours."""
     end = time.monotonic() + timeout
     try:
         while True:

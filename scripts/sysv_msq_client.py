@@ -23,7 +23,8 @@ import sysv_ipc
 
 
 def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
-    """Make the queue, or open the one that is there, to send to it. The mode is a new queue's."""
+    """Make the queue, or open the one that is there, to send to it. The mode is a new queue's.
+    Raises sysv_ipc.PermissionsError."""
     while True:
         with contextlib.suppress(sysv_ipc.ExistentialError):  # if it is there
             sysv_ipc.MessageQueue(key, sysv_ipc.IPC_CREX, mode)
@@ -33,11 +34,10 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 
 
 def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: int = 1) -> None:
-    """Send a message of that type; while the queue is full, wait or do not. In any thread.
-
-    Raises sysv_ipc.BusyError when it is full and block is false, OSError or ValueError when the
-    message is too long, and sysv_ipc.ExistentialError when the queue was removed.
-    """
+    """Send a message of that type, in any thread; while the queue is full, wait or do not. Where a
+    signal handler only notes a stop, do not: pause, and look between two tries. Raises
+    sysv_ipc.BusyError when it is full and block is false, OSError or ValueError when the message
+    is too long, and sysv_ipc.ExistentialError when the queue was removed."""
     while True:
         try:
             queue.send(body, block=False, type=msgtyp)

@@ -25,8 +25,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Semaphore:
-    """Make the semaphore, or open the one that is there; mode and value (to 32767) are a new one's.
-    TimeoutError: its creator died before it had its value (Stevens, UNP 2, section 11.2)."""
+    """Make the semaphore, or open what is there; mode and value are a new one's. ValueError,
+    sysv_ipc.PermissionsError; TimeoutError: its creator died half-way (Stevens, UNP 2, 11.2)."""
     if not 0 <= value <= 32767:  # or it is made, and never gets it
         raise ValueError(f"the value {value} is not from 0 to 32767")
     for _ in range(10000):  # make it, or open it: again, when it is removed in between
@@ -45,7 +45,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
                     return semaphore
                 time.sleep(0.01)
             raise TimeoutError(f"never got its value: did its creator die? `ipcrm -S {key}`")
-    raise sysv_ipc.Error("cannot be made: `sysctl kernel.sem` shows the limits")
+    raise sysv_ipc.Error("cannot be made: `/sbin/sysctl kernel.sem` shows the limits")
 
 
 def acquire(
@@ -53,7 +53,7 @@ def acquire(
 ) -> None:
     """Take that many, up to 32767 (0: wait until there is none), in any thread, within so many
     seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
-    InterruptedError: `stop`. To look at it, it goes to the end of the queue every 0.9 seconds."""
+    InterruptedError: `stop`. With a `stop`, it goes to the end of the queue every 0.9 s."""
     # In sysv_ipc, acquire(delta=by) and Z() have no time limit. semtimedop(2) has, for a sembuf:
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
@@ -83,7 +83,7 @@ if __name__ == "__main__":
 
 import common
 
-LIMITS = "`sysctl kernel.sem` shows the limits, and SEMVMX is 32767"
+LIMITS = "`/sbin/sysctl kernel.sem` shows the limits, and SEMVMX is 32767"
 CURES = {"permi": "`ipcs -s` shows owner and mode", "no space left": LIMITS, "semvmx": LIMITS}
 
 

@@ -52,7 +52,7 @@ def open_semaphore(key: int, mode: int = 0o600, value: int = 2) -> sysv_ipc.Sema
                     return semaphore
                 time.sleep(0.01)
             raise TimeoutError(f"never got its value: did its creator die? `ipcrm -S {key}`")
-    raise sysv_ipc.Error("cannot be made: `sysctl kernel.sem` shows the limits")
+    raise sysv_ipc.Error("cannot be made: `/sbin/sysctl kernel.sem` shows the limits")
 
 
 def values(semaphore: sysv_ipc.Semaphore, stop: Sized, interval: float = 1) -> Iterator[int]:
@@ -86,7 +86,7 @@ import common
 
 CURES = {
     "permi": "`ipcs -s` shows owner and mode",
-    "no space left": "in `sysctl kernel.sem`, or where the output goes (`df`)",
+    "no space left": "in `/sbin/sysctl kernel.sem`, or where the output goes (`df`)",
 }
 
 

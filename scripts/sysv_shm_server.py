@@ -39,16 +39,16 @@ def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.Shar
         with contextlib.suppress(sysv_ipc.ExistentialError):  # it is there; a new one is 0: locked
             sysv_ipc.Semaphore(~key, sysv_ipc.IPC_CREX, segment.mode & 0o777 | 0o600).release()
         sysv_ipc.Semaphore(~key).mode = segment.mode & 0o777 | 0o600  # whoever may write may lock
-        failed.pop_all()  # nothing has
+        failed.pop_all()  # nothing failed: it stays open
     return segment
 
 
 @contextlib.contextmanager
 def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold the lock ~KEY, once. After so many seconds raises TimeoutError, or sysv_ipc.Error."""
+    """Hold the lock ~KEY; read_text() takes it itself. Raises TimeoutError, or sysv_ipc.Error."""
     lock = sysv_ipc.Semaphore(~segment.key)
-    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first. SEM_UNDO:
-    give = (ctypes.c_short * 3)(0, 1, 0x1000)  # the kernel unlocks when its holder dies
+    take = (ctypes.c_short * 3)(0, -1, 0x1000)  # a struct sembuf: 1 less of the first
+    give = (ctypes.c_short * 3)(0, 1, 0x1000)  # SEM_UNDO: the kernel does so for the dead
     end = time.monotonic() + timeout
     limit = (ctypes.c_long * 2)(0, 1)  # a struct timespec: the first try waits for a nanosecond
     while not lock.o_time or LIBC.semtimedop(lock.id, take, 1, limit):  # o_time: it has its value

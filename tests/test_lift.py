@@ -1220,6 +1220,24 @@ call(next, script.messages(queue, []))
     assert (done.stdout, done.stderr) == ("", "")
 
 
+def test_a_lock_inside_the_lock(make_pair, api, tmp_path):
+    """That of POSIX is free when the inner one ends; that of System V is waited for, in vain."""
+    code = """
+segment = script.open_segment(thing)
+another = script.locked(script.open_segment(thing), 0)
+with script.locked(segment):
+    for lock in (lambda: script.write_text(segment, "text", 0.1), another.__enter__):
+        try:
+            lock()
+        except TimeoutError:
+            print("TimeoutError")
+        else:
+            print("locked")
+"""
+    done = run(program(make_pair(api, "shm"), "client", code), home("cut", tmp_path))
+    assert done.stdout.split() == {"posix": ["locked"] * 2, "sysv": ["TimeoutError"] * 2}[api], done
+
+
 @needs("strace")
 def test_a_timer_that_rings_before_the_wait_rings_again(make_pair, tmp_path):
     """The process is held up between the two for longer than the limit is, as on a busy machine."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import conftest
 import pytest
 from conftest import APIS, ENV, PRIMITIVES, ROOT, in_namespaces, in_no_chroot, missing, readme
+from test_pages import programs
 
 pytestmark = [pytest.mark.xdist_group("systemd"), in_namespaces]
 another = pytest.mark.xdist_group("another")  # with a manager of its own: half of the time
@@ -585,6 +586,34 @@ def test_a_unit_can_be_enabled_again_after_disable(installed, unit):
         installed.do("disable", unit)
         assert name not in installed.show(f"{wants}.target", "Wants")["Wants"].split()
     assert installed.show(unit, "LoadState")["LoadState"] == "loaded"
+
+
+def test_a_service_of_ones_own_program(installed):
+    """The unit of the page, with the two programs of the guide, beside the units that are ours."""
+    page = (ROOT / "systemd/README.md").read_text()
+    unit = re.search(r"^```ini\n(\[Unit\]\n.*?)^```$", page, re.S | re.M)[1]
+    mine, file = installed.checkout / "mine", installed.config / "jobs.service"
+    shutil.copytree(installed.checkout / "scripts", mine)
+    for program in programs():
+        if program.path in ("mine/worker.py", "mine/ask.py"):
+            (installed.checkout / program.path).write_text(program.text)
+    file.write_text(unit.replace("%h/ipc", str(installed.checkout)))
+    installed.do("daemon-reload")
+    try:
+        for _ in range(2):
+            installed.do("start", "jobs")  # it returns when the queue is there
+            asked = installed.run(".venv/bin/python", "mine/ask.py", "Makefile")
+            assert asked.stdout == f"{{'bytes': {(ROOT / 'Makefile').stat().st_size}}}\n", asked
+            installed.do("stop", "jobs")
+            ended = installed.show("jobs", "Result", "ExecMainStatus", "Type")
+            assert ended == {"Result": "success", "ExecMainStatus": "0", "Type": "notify"}
+        assert "waiting for jobs" in installed.log("jobs")
+    finally:
+        installed.systemctl("stop", "jobs")
+        installed.run("make", "posix-msq-clean", "NAME=/jobs")
+        file.unlink()
+        shutil.rmtree(mine)
+        installed.do("daemon-reload")
 
 
 def test_a_drop_in_of_the_users_has_the_last_word(installed):
