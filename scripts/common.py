@@ -81,7 +81,7 @@ def compare(thing: object, what: str, given: int | None, actual: int, form: str 
 
 
 def stop_signals(numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> set[int]:
-    """Return a set into which handlers put these signals when they come, from now on."""
+    """Return a set into which handlers put these signals when they come, in forked children too."""
     noted: set[int] = set()
     for number in numbers:
         signal.signal(number, lambda came, frame: noted.add(came))

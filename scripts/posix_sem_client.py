@@ -17,28 +17,27 @@ from collections.abc import Sized
 
 import posix_ipc
 
-
 # --- the semaphore: these functions work in any program
-def file_of(name: str) -> str:
-    """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
-    with contextlib.suppress(OSError, ValueError):  # of musl and macOS, which are not glibc
-        os.confstr("CS_GNU_LIBC_VERSION")
-        return f"/dev/shm/sem.{name.lstrip('/')}"
-    return f"/dev/shm/{name.lstrip('/')}"
+PATH = "/dev/shm/sem." if hasattr(os, "RTLD_DEEPBIND") else "/dev/shm/"  # GNU C library, or musl
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
     """Make or open one; mode and value are a new one's. ValueError, posix_ipc.PermissionsError."""
-    with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # it is there, or was
-        posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # EINVAL
-        os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
-    return posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode, value)
+    new = os.urandom(16).hex()  # a name that nobody else has
+    while True:  # open it, or make it: again, when it is made or removed in between
+        with contextlib.suppress(posix_ipc.ExistentialError):  # there is none
+            return posix_ipc.Semaphore(name)
+        posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # EINVAL
+        with contextlib.suppress(FileExistsError), contextlib.ExitStack() as made:  # there is one
+            made.callback(posix_ipc.unlink_semaphore, new)
+            os.chmod(PATH + new, mode)  # sem_open(3) takes the umask off the mode
+            os.link(PATH + new, PATH + name.lstrip("/"))  # it appears with its mode
 
 
 def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Return inode and device of its file; posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        st = os.lstat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
+        st = os.lstat(PATH + semaphore.name.lstrip("/"))  # does sem_open(3) have it mapped? proc(5)
         if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
             return st[1:3]  # st_ino and st_dev
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
@@ -125,7 +124,7 @@ def main() -> int:
                 return hold(command, heeded, stop)
             finally:
                 with contextlib.suppress(FileNotFoundError):  # it was removed
-                    if os.stat(file_of(args.name)).st_size in (16, 32):  # else a SIGBUS
+                    if os.stat(PATH + args.name[1:]).st_size in (16, 32):  # else a SIGBUS
                         semaphore.release()
         CURES[""] = "it was done all the same"  # what fails now is the output
         common.put(f"semaphore: {semaphore.value}")

@@ -20,14 +20,8 @@ from collections.abc import Iterator, Sized
 
 import posix_ipc
 
-
 # --- the semaphore: these functions work in any program
-def file_of(name: str) -> str:
-    """Return the path of a semaphore (sem_overview(7)); the musl C library has no `sem.` in it."""
-    with contextlib.suppress(OSError, ValueError):  # of musl and macOS, which are not glibc
-        os.confstr("CS_GNU_LIBC_VERSION")
-        return f"/dev/shm/sem.{name.lstrip('/')}"
-    return f"/dev/shm/{name.lstrip('/')}"
+PATH = "/dev/shm/sem." if hasattr(os, "RTLD_DEEPBIND") else "/dev/shm/"  # GNU C library, or musl
 
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
@@ -35,15 +29,13 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     PermissionError, posix_ipc.PermissionsError: another user's; ValueError: a bad value or file."""
     if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
         raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
-    for _ in range(10000):  # make it, or open it: again, when it is removed in between
-        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # if it is there
-            posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
-            os.chmod(file_of(name), mode)  # sem_open(3) takes the umask off the mode
-        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # if it is gone
+    new = os.urandom(16).hex()  # a name that nobody else has
+    while True:  # open it, or make it: again, when it is made or removed in between
+        with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # there is none
             semaphore = posix_ipc.Semaphore(name)
             with contextlib.ExitStack() as failed:
                 failed.callback(semaphore.close)
-                file = os.stat(file_of(name))
+                file = os.stat(PATH + name.lstrip("/"))
                 if file.st_uid != os.geteuid():
                     uids = f"uid {file.st_uid}, not to uid {os.geteuid()}"
                     raise PermissionError(f"belongs to {uids}")
@@ -51,13 +43,17 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
                     raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
                 failed.pop_all()  # nothing failed: it stays open
             return semaphore
-    raise posix_ipc.ExistentialError("No semaphore exists with the specified name")
+        posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
+        with contextlib.suppress(FileExistsError), contextlib.ExitStack() as made:  # there is one
+            made.callback(posix_ipc.unlink_semaphore, new)
+            os.chmod(PATH + new, mode)  # sem_open(3) takes the umask off the mode
+            os.link(PATH + new, PATH + name.lstrip("/"))  # it appears with its mode
 
 
 def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Return inode and device of its file; posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        st = os.lstat(file_of(semaphore.name))  # is it the one that sem_open(3) has mapped? proc(5)
+        st = os.lstat(PATH + semaphore.name.lstrip("/"))  # does sem_open(3) have it mapped? proc(5)
         if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
             return st[1:3]
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
@@ -124,7 +120,7 @@ def main() -> int:
             return 0
         stop = common.stop_signals()  # before a signal can part making and mode
         semaphore = open_semaphore(args.name, mode, 2 if args.value is None else args.value)
-        there = os.stat(file_of(args.name)).st_mode & 0o777
+        there = os.stat(PATH + args.name[1:]).st_mode & 0o777
         common.compare(args.name, "--mode is", args.mode, there, "o")
         common.compare(args.name, "--value is now", args.value, semaphore.value)
         common.ready(f"start semaphore server: {args.name} size: {semaphore.value}")

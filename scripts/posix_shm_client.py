@@ -26,23 +26,24 @@ WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
     """Make or open a segment; mode and size (bytes) are a new one's. posix_ipc.PermissionsError."""
-    try:
-        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
-    except posix_ipc.PermissionsError:  # fs.protected_regular (proc(5)): another user's
-        segment = posix_ipc.SharedMemory(name)
-    with contextlib.ExitStack() as failed:
-        failed.callback(segment.close_fd)
-        if os.fstat(segment.fd).st_size == 0 and os.fstat(segment.fd).st_uid == os.geteuid():
-            with locked(segment):
-                if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
-                    os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
-                    os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-                    os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
-        for _ in range(100):
-            if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
-                time.sleep(0.01)
-        failed.pop_all()  # nothing failed: it stays open
-    return segment
+    while True:  # again, when it is removed while this waits for another who sizes it
+        try:
+            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
+        except posix_ipc.PermissionsError:  # fs.protected_regular (proc(5)): another user's
+            segment = posix_ipc.SharedMemory(name)
+        with contextlib.suppress(posix_ipc.ExistentialError), contextlib.ExitStack() as failed:
+            failed.callback(segment.close_fd)
+            if os.fstat(segment.fd).st_size == 0 and os.fstat(segment.fd).st_uid == os.geteuid():
+                with locked(segment):
+                    if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                        os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file (FIFO)
+                        os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
+                        os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) reserves no memory
+            for _ in range(100):
+                if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
+                    time.sleep(0.01)
+            failed.pop_all()  # nothing failed: it stays open
+            return segment
 
 
 @contextlib.contextmanager
@@ -67,8 +68,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
 
 def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
     """Write the text in place of the old one; in this thread alone, signals 1 to 31 wait.
-    Raises ValueError when it does not fit (the segment keeps what it had), TimeoutError after so
-    many seconds; when it was removed, posix_ipc.ExistentialError or, rarely, FileNotFoundError."""
+    Raises ValueError: too long, TimeoutError, FileNotFoundError, ExistentialError: removed."""
     data = text.encode()
     with locked(segment, timeout):
         at = f"/dev/shm/{segment.name}"  # what is removed lives on while it is open

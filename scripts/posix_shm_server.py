@@ -22,23 +22,24 @@ import posix_ipc
 # --- the segment: these functions work in any program
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
     """Make or open a segment (size: bytes). Raises PermissionError, posix_ipc.PermissionsError."""
-    try:
-        segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
-    except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or it is 400
-        sized = os.lstat(f"/dev/shm/{name}").st_size > 0  # a FIFO is not: to read it would wait
-        segment = posix_ipc.SharedMemory(name, read_only=sized)
-    with contextlib.ExitStack() as failed:
-        failed.callback(segment.close_fd)
-        if (owner := os.fstat(segment.fd).st_uid) != os.geteuid():
-            raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
-        if os.fstat(segment.fd).st_size == 0:
-            with locked(segment):
-                if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
-                    os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file, but a FIFO
-                    os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-                    os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) would reserve no memory
-        failed.pop_all()  # nothing failed: it stays open
-    return segment
+    while True:  # again, when it is removed while this waits for another who sizes it
+        try:
+            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
+        except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or it is 400
+            sized = os.lstat(f"/dev/shm/{name}").st_size > 0  # a FIFO is not: to read it would wait
+            segment = posix_ipc.SharedMemory(name, read_only=sized)
+        with contextlib.suppress(posix_ipc.ExistentialError), contextlib.ExitStack() as failed:
+            failed.callback(segment.close_fd)
+            if (owner := os.fstat(segment.fd).st_uid) != os.geteuid():
+                raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
+            if os.fstat(segment.fd).st_size == 0:
+                with locked(segment):
+                    if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
+                        os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file (FIFO)
+                        os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
+                        os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) reserves no memory
+            failed.pop_all()  # nothing failed: it stays open
+            return segment
 
 
 @contextlib.contextmanager
@@ -74,7 +75,7 @@ def read_text(segment: posix_ipc.SharedMemory, timeout: float = 10) -> str | Non
 
 
 # --- the command line
-import ctypes
+import ctypes  # for usleep(3): a signal ends it, while time.sleep goes on (PEP 475)
 import signal
 import sys
 
@@ -114,11 +115,10 @@ def main() -> int:
         segment = open_segment(args.name, mode, args.size or 4096)
         common.compare(args.name, "--mode is", args.mode, os.fstat(segment.fd).st_mode & 0o777, "o")
         common.compare(args.name, "--size is", args.size, os.fstat(segment.fd).st_size)
-        usleep = ctypes.CDLL(None).usleep  # a signal ends it, while time.sleep goes on (PEP 475)
         stop = common.stop_signals()
         common.ready(f"start shared memory server: {args.name}")
         while readings != args.count and not stop:
-            usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
+            ctypes.CDLL(None).usleep(int(max(0, min(due - time.monotonic(), 1)) * 1e6))
             if os.path.islink(at) or not os.path.exists(at) or not os.path.samefile(segment.fd, at):
                 return common.complain(args.name, "the segment was removed")
             if time.monotonic() >= due and not stop:

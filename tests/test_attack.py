@@ -54,7 +54,7 @@ def traced(log: Path, call: str, what: str, argv: list[str], *paths: object) -> 
 
 @contextlib.contextmanager
 def halted(
-    log: Path, call: str, when: int, argv: list[str], *paths: object, **options: object
+    log: Path, call: str, when: int | str, argv: list[str], *paths: object, **options: object
 ) -> Iterator[tuple[Process, Callable[[], None]]]:
     """A script stopped right after a system call; what is yielded second lets it go on."""
     with Process(traced(log, call, f"signal=STOP:when={when}", argv, *paths), **options) as process:
@@ -960,7 +960,7 @@ def test_the_kernel_gives_back_what_a_killed_command_held(make_pair):
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_semaphore_removed_while_it_is_opened_is_made_anew(make_pair, side, tmp_path):
     sem = make_pair("posix", "sem")
-    with halted(tmp_path / "log", "/^link", 1, sem.argv(side)) as (process, go_on):
+    with halted(tmp_path / "log", "/^link", 2, sem.argv(side)) as (process, go_on):
         sem.path.unlink()
         go_on()
         until(lambda: process.out or process.popen.poll() is not None)
@@ -1041,15 +1041,74 @@ def test_a_queue_removed_between_two_looks_for_it_gets_its_mode(make_pair, side,
 
 @needs("strace")
 def test_a_semaphore_removed_between_two_looks_for_it_gets_its_mode(make_pair, tmp_path):
+    """When the server is to give the name to the one that it has made, another has it (EEXIST)."""
     sem, log = make_pair("posix", "sem"), tmp_path / "log"
-    sem.client()
     argv = sem.argv("server", "--mode", "640")
-    with halted(log, "link", 1, argv, umask=0o077) as (server, go_on):  # EEXIST: it is there
+    with halted(log, "link", "1..2", argv, umask=0o077) as (server, go_on):
+        sem.client()
+        go_on()
+        until(lambda: log.read_text().count("stopped by SIGSTOP") == 2)
+        assert "EEXIST" in log.read_text()
         sem.remove()
         go_on()
         server.wait_line("start")
         assert mode_of(sem) == 0o640
         assert server.err == []
+
+
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("thing", ["link", "semaphore"])
+def test_only_the_semaphore_that_was_made_gets_the_mode(make_pair, side, thing, tmp_path):
+    """What has its name by then is somebody else's, or another's doing."""
+    sem, log, private = make_pair("posix", "sem"), tmp_path / "log", tmp_path / "private"
+    private.touch(0o640)
+    mode = ["--mode", "666"] if side == "server" else []
+    with halted(log, "chmod,fchmodat", 1, sem.argv(side, *mode)) as (process, go_on):
+        assert not sem.path.exists(), "it is seen before it has its mode"
+        if thing == "link":
+            sem.path.symlink_to(private)
+        else:
+            posix_ipc.Semaphore(sem.name, posix_ipc.O_CREX, 0o644).close()
+        go_on()
+        if thing == "semaphore" and side == "server":
+            process.wait_line("start")
+        else:
+            assert process.wait(5) == 1
+    assert mode_of(sem) == (0o640 if thing == "link" else 0o644)
+    assert private.stat().st_mode & 0o777 == 0o640
+    first = re.search(r'"(/dev/shm/[^"]+)"', log.read_text())
+    assert first and not Path(first[1]).exists(), "the name that it had first is left behind"
+    sem.path.unlink()
+
+
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_segment_removed_while_another_sizes_it_is_made_anew(make_pair, side, tmp_path):
+    """The script waits for the lock of the other, who is stopped in the middle of it."""
+    shm, log = make_pair("posix", "shm"), tmp_path / "log"
+    with halted(log, "fchmod", 1, shm.argv("client")):
+        with shm.start(side, stdin=subprocess.DEVNULL) as process:
+            until(lambda: waits_in(process.pid, "clock_nanosleep"))
+            shm.remove()
+            process.wait_line("start" if side == "server" else "write to")
+            assert process.err == []
+    assert shm.path.stat().st_size == 4096
+
+
+@with_glibc
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_semaphore_that_another_makes_meanwhile(make_pair, side, tmp_path):
+    """The script has looked for it in vain, and is about to make it."""
+    sem, log = make_pair("posix", "sem"), tmp_path / "log"
+    path = f"/dev/shm/sem.{sem.name[1:]}"
+    with halted(log, "openat", 1, sem.argv(side), path) as (process, go_on):
+        assert "ENOENT" in log.read_text()
+        sem.client("--value", 7)
+        go_on()
+        process.wait_line("size: 6" if side == "server" else "semaphore: 5")
+    assert (process.err, mode_of(sem)) == ([], 0o600)
 
 
 def test_a_client_waits_for_the_lock_of_a_segment_that_is_removed(make_pair):

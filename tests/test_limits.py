@@ -209,6 +209,31 @@ def test_dev_shm_is_full(make_pair, side):
     assert "No space left" in done.stderr
 
 
+@in_namespaces
+@needs("setpriv")
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize(
+    "lack", ["size=64k,mode=1777", "size=64k,nr_inodes=3,mode=1777", "uid=1500,mode=755"]
+)
+def test_a_semaphore_is_there_and_no_other_can_be_made(make_pair, side, lack):
+    """To make one takes a file more in /dev/shm: no room, no inode, or no right to write there."""
+    pair = make_pair("posix", "sem")
+    weak = "exec setpriv --bounding-set -dac_override,-dac_read_search "  # root as anybody else
+    done = within(
+        "--mount", f"mount -t tmpfs -o {lack} tmpfs /dev/shm",
+        command(pair, "client", "--value", 7),
+        "head -c 100000 /dev/zero > /dev/shm/rest 2>/dev/null || true",
+        weak + f"timeout -s INT 2 {command(pair, side)}",
+    )  # fmt: skip
+    assert f"semaphore: {6 if side == 'server' else 5}\n" in done.stdout, done
+    other = within(
+        "--mount", f"mount -t tmpfs -o {lack} tmpfs /dev/shm",
+        "head -c 100000 /dev/zero > /dev/shm/rest 2>/dev/null || true; touch /dev/shm/b || true",
+        weak + command(pair, side),
+    )  # fmt: skip
+    assert other.returncode == 1, "there was room all the same"
+
+
 def test_the_maximum_of_a_semaphore(make_pair):
     pair = make_pair("sysv", "sem")
     pair.client()

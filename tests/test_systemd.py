@@ -262,8 +262,11 @@ def test_kill_9_and_removal_are_followed_by_a_restart(installed, unit):
     second = installed.pid(unit)
     installed.remove(unit)
     until(lambda: installed.pid(unit) not in (0, second) and installed.state(unit) == "active")
+    third = installed.pid(unit)
+    installed.systemctl("kill", "--signal=HUP", f"{unit}.service")
+    until(lambda: installed.pid(unit) not in (0, third) and installed.state(unit) == "active")
     assert installed.mode(unit) == "600"
-    assert installed.show(unit, "NRestarts")["NRestarts"] == "2"
+    assert installed.show(unit, "NRestarts")["NRestarts"] == "3"
 
 
 def test_the_target_starts_and_stops_all_six_and_comes_after_them(installed):
@@ -495,7 +498,8 @@ def test_what_the_sandbox_refuses(installed):
     unit = "ipc-sysv-sem-server"
     (installed.checkout / "try.py").write_text(program)
     python = f"'{installed.checkout}/.venv/bin/python' '{installed.checkout}/try.py'"
-    edit(installed, unit, "Type=oneshot", "Restart=no", "ExecStart=", f"ExecStart={python}")
+    once = ["Type=oneshot", "Restart=no", "RestartForceExitStatus="]
+    edit(installed, unit, *once, "ExecStart=", f"ExecStart={python}")
     before = len(installed.log(unit))
     installed.systemctl("start", unit)
     until(
