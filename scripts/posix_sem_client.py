@@ -23,15 +23,15 @@ PATH = "/dev/shm/sem." if hasattr(os, "RTLD_DEEPBIND") else "/dev/shm/"  # GNU C
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
     """Make or open one; mode and value are a new one's. ValueError, posix_ipc.PermissionsError."""
-    new = os.urandom(16).hex()  # a name that nobody else has
+    new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
     while True:  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError):  # there is none
             return posix_ipc.Semaphore(name)
         posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # EINVAL
-        with contextlib.suppress(FileExistsError), contextlib.ExitStack() as made:  # there is one
-            made.callback(posix_ipc.unlink_semaphore, new)
-            os.chmod(PATH + new, mode)  # sem_open(3) takes the umask off the mode
-            os.link(PATH + new, PATH + name.lstrip("/"))  # it appears with its mode
+        with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
+            done.callback(posix_ipc.unlink_semaphore, new)
+            os.chmod(PATH + new, mode)
+            os.link(PATH + new, PATH + name.lstrip("/"))  # unless somebody has made one meanwhile
 
 
 def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:

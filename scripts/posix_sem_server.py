@@ -29,7 +29,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     PermissionError, posix_ipc.PermissionsError: another user's; ValueError: a bad value or file."""
     if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
         raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
-    new = os.urandom(16).hex()  # a name that nobody else has
+    new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
     while True:  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # there is none
             semaphore = posix_ipc.Semaphore(name)
@@ -44,10 +44,10 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
                 failed.pop_all()  # nothing failed: it stays open
             return semaphore
         posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
-        with contextlib.suppress(FileExistsError), contextlib.ExitStack() as made:  # there is one
-            made.callback(posix_ipc.unlink_semaphore, new)
-            os.chmod(PATH + new, mode)  # sem_open(3) takes the umask off the mode
-            os.link(PATH + new, PATH + name.lstrip("/"))  # it appears with its mode
+        with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
+            done.callback(posix_ipc.unlink_semaphore, new)
+            os.chmod(PATH + new, mode)
+            os.link(PATH + new, PATH + name.lstrip("/"))  # unless somebody has made one meanwhile
 
 
 def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[in
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
         st = os.lstat(PATH + semaphore.name.lstrip("/"))  # does sem_open(3) have it mapped? proc(5)
         if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
-            return st[1:3]
+            return st[1:3]  # st_ino and st_dev
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 
 
