@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, partial, update_wrapper
 
 
@@ -80,7 +80,7 @@ def compare(thing: object, what: str, given: int | None, actual: int, form: str 
         complain(thing, f"{what} {actual:{form}}, not {given:{form}}")
 
 
-def stop_signals(numbers: Iterable[int] = (signal.SIGINT, signal.SIGTERM)) -> set[int]:
+def stop_signals(numbers: Collection[int] = (signal.SIGINT, signal.SIGTERM)) -> set[int]:
     """Return a set into which handlers put these signals when they come, in forked children too."""
     noted: set[int] = set()
     for number in numbers:

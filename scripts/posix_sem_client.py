@@ -45,7 +45,7 @@ def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[in
 
 def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: Sized = ()) -> None:
     """Take one, in any thread, within so many seconds (None: for ever). Raises posix_ipc.BusyError,
-    posix_ipc.ExistentialError: removed, InterruptedError: stop. What handlers raise is dropped."""
+    posix_ipc.ExistentialError: removed, InterruptedError: stop. A handler must not raise."""
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
     own = check(semaphore)  # this program may open its successor, too
     while not stop:

@@ -48,8 +48,8 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold flock(2), which ends with its holder; TimeoutError after so many seconds. It is the open
-    file's: each thread or fork opens the segment itself, and write_text() in here unlocks yours."""
+    """Hold flock(2). TimeoutError: after so many seconds, posix_ipc.ExistentialError: removed.
+    It is the open file's: a thread or a fork opens its own, and write_text() in here unlocks it."""
     end = time.monotonic() + timeout
     try:
         while True:
@@ -67,7 +67,7 @@ def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[Non
 
 
 def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one; in this thread alone, signals 1 to 31 wait.
+    """Write the text in place of the old one; in a program of threads, no handler may raise in it.
     Raises ValueError: too long, TimeoutError, FileNotFoundError, ExistentialError: removed."""
     data = text.encode()
     with locked(segment, timeout):

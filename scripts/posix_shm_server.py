@@ -21,7 +21,7 @@ import posix_ipc
 
 # --- the segment: these functions work in any program
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
-    """Make or open a segment (size: bytes). Raises PermissionError, posix_ipc.PermissionsError."""
+    """Make or open it (size: bytes). PermissionError, posix_ipc.PermissionsError, TimeoutError."""
     while True:  # again, when it is removed while this waits for another who sizes it
         try:
             segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
@@ -44,8 +44,8 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
-    """Hold flock(2), which ends with its holder; TimeoutError after so many seconds. It is the open
-    file's: each thread or fork opens the segment itself, and read_text() in here unlocks yours."""
+    """Hold flock(2). TimeoutError: after so many seconds, posix_ipc.ExistentialError: removed.
+    It is the open file's: a thread or a fork opens its own, and read_text() in here unlocks it."""
     end = time.monotonic() + timeout
     try:
         while True:

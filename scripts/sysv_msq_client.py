@@ -35,7 +35,7 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 
 def send(queue: sysv_ipc.MessageQueue, body: bytes, block: bool = True, msgtyp: int = 1) -> None:
     """Send a message of that type, in any thread; while the queue is full, wait or do not. Where a
-    signal handler only notes a stop, do not: pause, and look between two tries. Raises
+    signal handler only notes a stop, pass block=False, and look at it between two tries. Raises
     sysv_ipc.BusyError when it is full and block is false, OSError or ValueError when the message
     is too long, and sysv_ipc.ExistentialError when the queue was removed."""
     while True:

@@ -43,8 +43,8 @@ def open_queue(key: int, mode: int = 0o600) -> sysv_ipc.MessageQueue:
 
 
 def messages(queue: sysv_ipc.MessageQueue, stop: Sized, msgtyp: int = 0) -> Iterator[bytes]:
-    """Yield the body of each message, until `stop` has something in it. Main thread only, which may
-    set a handler: msgrcv(2) has no time limit, so a timer ends its wait by a signal, SIGRTMAX.
+    """Yield the body of each message, until `stop` has something in it. In the main thread (others
+    get ValueError): msgrcv(2) has no time limit, so a timer ends its wait by a signal, SIGRTMAX.
     A handler of yours may fill `stop`, but must not raise (Python's own of Ctrl-C does), or what
     was just taken is lost. Raises sysv_ipc.ExistentialError, PermissionsError and MemoryError."""
     timer = ctypes.c_void_p()

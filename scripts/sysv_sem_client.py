@@ -53,11 +53,11 @@ def acquire(
 ) -> None:
     """Take that many, up to 32767 (0: wait until there is none), in any thread, within so many
     seconds (None: for ever). Raises sysv_ipc.BusyError, sysv_ipc.ExistentialError: removed,
-    InterruptedError: `stop`. With a `stop`, it goes to the end of the queue every 0.9 s."""
+    InterruptedError: stop. With semaphore.undo = True, what a killed process has is given back."""
     # In sysv_ipc, acquire(delta=by) and Z() have no time limit. semtimedop(2) has, for a sembuf:
     take = struct.pack("Hhh", 0, -by, 0x1000 if semaphore.undo else 0)  # 0x1000 is SEM_UNDO
     end = time.monotonic() + (1e9 if timeout is None else timeout)  # 1e9: thirty years
-    while not stop:
+    while not stop:  # each look costs the place in the queue of semop(2), so only with a `stop`
         left = max(0, min(end - time.monotonic(), 1e9 if stop == () else 0.9))
         limit = struct.pack("ll", int(left), int(left % 1 * 1e9))  # a struct timespec
         if LIBC.semtimedop(semaphore.id, take, 1, limit) == 0:

@@ -67,7 +67,7 @@ def locked(segment: sysv_ipc.SharedMemory, timeout: float = 10) -> Iterator[None
 
 
 def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -> None:
-    """Write the text in place of the old one; in this thread alone, signals 1 to 31 wait.
+    """Write the text in place of the old one; in a program of threads, no handler may raise in it.
     Raises ValueError: too long, TimeoutError, ExistentialError: removed; the old text stays."""
     data = text.encode()
     with locked(segment, timeout):

@@ -12,7 +12,7 @@ import pexpect
 import posix_ipc
 import pytest
 import sysv_ipc
-from conftest import APIS, ENV, SCRIPTS, Pair, Process, needs, state, until, waits_in
+from conftest import APIS, ENV, SCRIPTS, Pair, Process, needs, state, until, waits_in, with_glibc
 
 
 def value(pair: Pair) -> int:
@@ -296,6 +296,31 @@ def test_no_semaphore_is_made_for_a_value_that_it_cannot_have(make_pair, page, n
     assert (done.stdout.startswith(said), done.stderr) == (True, ""), done
     with pytest.raises((posix_ipc.ExistentialError, sysv_ipc.ExistentialError)):
         posix_ipc.Semaphore(thing) if api == "posix" else sysv_ipc.Semaphore(thing)
+
+
+@with_glibc
+def test_a_posix_semaphore_that_a_held_command_truncates(make_pair):
+    """To give it back would be to write where the file has ended: SIGBUS."""
+    sem = make_pair("posix", "sem")
+    done = sem.client("--", "sh", "-c", f": > {sem.path}; exit 7")
+    assert (done.returncode, done.stderr) == (7, "")
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_semaphore_of_a_name_without_a_slash(make_pair, side):
+    """As shm_open(3) and sem_open(3) take it, which drop any that it begins with."""
+    sem = make_pair("posix", "sem")
+    code = f"""
+import posix_sem_{side} as script
+for name in ({sem.name[1:]!r}, {"/" + sem.name!r}):
+    semaphore = script.open_semaphore(name, 0o640, 5)
+    script.check(semaphore)
+    print(semaphore.value)
+"""
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("5\n5\n", "")
+    assert sem.path.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("side", ["server", "client"])

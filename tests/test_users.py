@@ -406,3 +406,36 @@ def test_a_server_needs_no_option_for_what_it_may_only_read(make_pair, api, prim
     for options in (["--mode", "400"], []):
         done = run_as(pair, ALICE, "server", count, *options)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_client_of_root_sizes_no_other_users_file(make_pair):
+    """Root may do anything with it; but it is for its owner to give it a size and a mode."""
+    pair = make_pair("posix", "shm")
+    pair.path.touch()
+    pair.path.chmod(0o640)
+    os.chown(pair.path, ALICE, ALICE)
+    done = pair.client(stdin="text\n")
+    assert (done.returncode, "the text does not fit" in done.stderr) == (1, True)
+    there = pair.path.stat()
+    assert (there.st_size, there.st_mode & 0o777, there.st_uid) == (0, 0o640, ALICE)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_it_is_the_effective_uid_that_owns(pair, side):
+    """As of a program with the set-user-ID bit, or one that gives up root's rights for a while."""
+    api, primitive = pair.api, pair.primitive
+    function = {"msq": "open_queue", "shm": "open_segment", "sem": "open_semaphore"}[primitive]
+    thing = repr(pair.name if api == "posix" else pair.key)
+    code = f"""
+import os, {pair.script(side)} as script
+os.seteuid({ALICE})
+for _ in range(2):
+    script.{function}({thing})
+"""
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    if (api, primitive) == ("posix", "shm"):
+        assert pair.path.stat().st_size == 4096
+    elif primitive == "shm":
+        assert sysv_ipc.Semaphore(~pair.key).value == 1
