@@ -3,7 +3,7 @@
     posix_shm_client.py             type lines; Ctrl-D ends it
     date | posix_shm_client.py      the same from a pipe
 
-Shows shm_open(3), flock(2) as the lock, and how to write whole texts (UTF-8 and a NUL).
+Shows shm_open(3), O_TMPFILE of open(2), flock(2) as the lock, and how to write whole texts (UTF-8).
 Read shm_overview(7), then posix_shm_server.py; sysv_shm_client.py is its System V twin.
 """
 
@@ -26,24 +26,22 @@ WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
     """Make or open a segment; mode and size (bytes) are a new one's. posix_ipc.PermissionsError."""
-    while True:  # again, when it is removed while this waits for another who sizes it
-        try:
-            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
-        except posix_ipc.PermissionsError:  # fs.protected_regular (proc(5)): another user's
-            segment = posix_ipc.SharedMemory(name)
+    while True:  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError), contextlib.ExitStack() as failed:
+            segment = posix_ipc.SharedMemory(name)
             failed.callback(segment.close_fd)
             if os.fstat(segment.fd).st_size == 0 and os.fstat(segment.fd).st_uid == os.geteuid():
-                with locked(segment):
-                    if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
-                        os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file (FIFO)
-                        os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-                        os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) reserves no memory
+                os.posix_fallocate(segment.fd, 0, size)  # another program has not sized it
             for _ in range(100):
                 if os.fstat(segment.fd).st_size == 0:  # another user has just made it, and sizes it
                     time.sleep(0.01)
             failed.pop_all()  # nothing failed: it stays open
             return segment
+        new = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)  # a file without a name: open(2)
+        with contextlib.suppress(FileExistsError), os.fdopen(new):
+            os.fchmod(new, mode)  # whatever the umask is
+            os.posix_fallocate(new, 0, size)  # ftruncate(2) would reserve no memory
+            os.link(f"/proc/self/fd/{new}", f"/dev/shm/{name}", src_dir_fd=new)  # it appears whole
 
 
 @contextlib.contextmanager
@@ -104,7 +102,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df`", "no such file": "it was removed"}
+CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df`", "no such file": "removed, or no /dev/shm"}
 
 
 def main() -> int:
@@ -131,7 +129,7 @@ def main() -> int:
             except ValueError as error:  # the segment keeps what it had
                 status = common.complain(args.name, error)
         common.put("", end="\n" if prompt else "")
-    except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
+    except (posix_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(args.name, error, CURES)
     return status
 

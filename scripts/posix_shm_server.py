@@ -2,7 +2,7 @@
 
     posix_shm_server.py            in one terminal (Ctrl-C ends it), posix_shm_client.py in another
 
-Shows shm_open(3), posix_fallocate(3), flock(2), and how to read whole texts only, whoever dies.
+Shows shm_open(3), O_TMPFILE of open(2), flock(2), and how to read whole texts only, whoever dies.
 Read shm_overview(7), then posix_shm_client.py; sysv_shm_server.py is its System V twin.
 """
 
@@ -21,25 +21,25 @@ import posix_ipc
 
 # --- the segment: these functions work in any program
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
-    """Make or open it (size: bytes). PermissionError, posix_ipc.PermissionsError, TimeoutError."""
-    while True:  # again, when it is removed while this waits for another who sizes it
-        try:
-            segment = posix_ipc.SharedMemory(name, posix_ipc.O_CREAT, mode)
-        except posix_ipc.PermissionsError:  # another user's (fs.protected_regular), or it is 400
-            sized = os.lstat(f"/dev/shm/{name}").st_size > 0  # a FIFO is not: to read it would wait
-            segment = posix_ipc.SharedMemory(name, read_only=sized)
-        with contextlib.suppress(posix_ipc.ExistentialError), contextlib.ExitStack() as failed:
+    """Make or open it (size: bytes). Raises PermissionError, posix_ipc.PermissionsError."""
+    gone = (FileNotFoundError, posix_ipc.ExistentialError)
+    while True:  # open it, or make it: again, when it is made or removed in between
+        with contextlib.suppress(*gone), contextlib.ExitStack() as failed:
+            own = (there := os.lstat(f"/dev/shm/{name}")).st_uid == os.geteuid()
+            if not own and os.access(f"/dev/shm/{name}", os.R_OK, effective_ids=True):
+                raise PermissionError(f"belongs to uid {there.st_uid}, not to uid {os.geteuid()}")
+            segment = posix_ipc.SharedMemory(name, read_only=own and not there.st_mode & 0o200)
             failed.callback(segment.close_fd)
-            if (owner := os.fstat(segment.fd).st_uid) != os.geteuid():
-                raise PermissionError(f"belongs to uid {owner}, not to uid {os.geteuid()}")
-            if os.fstat(segment.fd).st_size == 0:
-                with locked(segment):
-                    if os.fstat(segment.fd).st_size == 0:  # still, so no other process was faster
-                        os.lseek(segment.fd, 0, os.SEEK_SET)  # an error for what is no file (FIFO)
-                        os.fchmod(segment.fd, mode)  # shm_open(3) takes the umask off the mode
-                        os.posix_fallocate(segment.fd, 0, size)  # ftruncate(2) reserves no memory
-            failed.pop_all()  # nothing failed: it stays open
-            return segment
+            if own and os.path.samestat(there, os.fstat(segment.fd)):  # it is the same one still
+                if there.st_size == 0:  # another program has made it, and not sized it
+                    os.posix_fallocate(segment.fd, 0, size)
+                failed.pop_all()  # nothing failed: it stays open
+                return segment
+        new = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)  # a file without a name: open(2)
+        with contextlib.suppress(FileExistsError), os.fdopen(new):
+            os.fchmod(new, mode)  # whatever the umask is
+            os.posix_fallocate(new, 0, size)  # ftruncate(2) would reserve no memory
+            os.link(f"/proc/self/fd/{new}", f"/dev/shm/{name}", src_dir_fd=new)  # it appears whole
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df`", "no such file": "it was removed"}
+CURES = {"permi": "`ls -l /dev/shm`", "no space": "`df`", "no such file": "removed, or no /dev/shm"}
 
 
 def main() -> int:
@@ -131,7 +131,7 @@ def main() -> int:
                 except TimeoutError as error:  # whoever has the lock may be stopped (SIGSTOP)
                     common.complain(args.name, error)
         common.put(f"end shared memory server: {args.name}")
-    except (posix_ipc.Error, OSError, ValueError, MemoryError) as error:
+    except (posix_ipc.Error, OSError, ValueError, MemoryError, AttributeError) as error:
         return common.complain(args.name, error, CURES)
     return 0
 

@@ -1022,7 +1022,7 @@ def test_a_segment_removed_while_it_is_looked_at(make_pair, side, tmp_path):
         until(lambda: len((tmp_path / "log").read_text()) > seen, "another look")
         shm.path.unlink()
         assert process.wait() == 1
-    there = (": the segment was removed", ": No such file or directory: it was removed")
+    there = (": the segment was removed", ": No such file or directory: removed, or no /dev/shm")
     assert process.err in [[f"{shm.script(side)}: {shm.name}{text}"] for text in there]
 
 
@@ -1102,16 +1102,31 @@ def test_only_the_semaphore_that_was_made_gets_the_mode(make_pair, side, thing, 
 
 @needs("strace")
 @pytest.mark.parametrize("side", ["server", "client"])
-def test_a_segment_removed_while_another_sizes_it_is_made_anew(make_pair, side, tmp_path):
-    """The script waits for the lock of the other, who is stopped in the middle of it."""
+@pytest.mark.parametrize("call", ["fchmod", "fallocate"])
+def test_a_segment_appears_with_its_mode_and_size(make_pair, side, call, tmp_path):
+    """Nobody sees it before, nothing is left of one that is killed, and who was faster counts."""
     shm, log = make_pair("posix", "shm"), tmp_path / "log"
-    with halted(log, "fchmod", 1, shm.argv("client")):
-        with shm.start(side, stdin=subprocess.DEVNULL) as process:
-            until(lambda: waits_in(process.pid, "clock_nanosleep"))
-            shm.remove()
-            process.wait_line("start" if side == "server" else "write to")
-            assert process.err == []
-    assert shm.path.stat().st_size == 4096
+    mode = ["--mode", "666"] if side == "server" else []
+    argv = shm.argv(side, "--size", 8192, *mode)
+    with halted(log, call, 1, argv, umask=0o077):
+        assert not shm.path.exists()
+    assert not shm.path.exists()
+    with halted(tmp_path / "log2", call, 1, argv) as (process, go_on):
+        shm.run("server", "--mode", "640", "-c0")
+        go_on()
+        process.wait_line("start" if side == "server" else "write to")
+        assert f"{shm.script(side)}: {shm.thing}: --size is 4096, not 8192" in process.err
+    assert (shm.path.stat().st_size, mode_of(shm)) == (4096, 0o640)
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_a_system_without_o_tmpfile_is_an_error_of_one_line(make_pair, side, tmp_path):
+    """As macOS is."""
+    shm = make_pair("posix", "shm")
+    (tmp_path / "sitecustomize.py").write_text("import os\ndel os.O_TMPFILE\n")
+    done = shm.run(side, env={**ENV, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "O_TMPFILE" in done.stderr
 
 
 @with_glibc
