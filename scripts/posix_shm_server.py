@@ -35,11 +35,11 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
                     os.posix_fallocate(segment.fd, 0, size)
                 failed.pop_all()  # nothing failed: it stays open
                 return segment
-        new = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)  # a file without a name: open(2)
-        with contextlib.suppress(FileExistsError), os.fdopen(new):
-            os.fchmod(new, mode)  # whatever the umask is
-            os.posix_fallocate(new, 0, size)  # ftruncate(2) would reserve no memory
-            os.link(f"/proc/self/fd/{new}", f"/dev/shm/{name}", src_dir_fd=new)  # it appears whole
+        fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)  # a file without a name yet: open(2)
+        with contextlib.suppress(FileExistsError), os.fdopen(fd):
+            os.fchmod(fd, mode)  # whatever the umask is
+            os.posix_fallocate(fd, 0, size)  # ftruncate(2) would reserve no memory
+            os.link(f"/proc/self/fd/{fd}", f"/dev/shm/{name}", src_dir_fd=fd, follow_symlinks=True)
 
 
 @contextlib.contextmanager
