@@ -37,8 +37,9 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Return inode and device of its file; posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        st = os.lstat(PATH + semaphore.name.lstrip("/"))  # does sem_open(3) have it mapped? proc(5)
-        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
+        st = os.lstat(PATH + semaphore.name.lstrip("/"))
+        mapped = b"%d" % st.st_ino in [line.split()[4] for line in maps]  # by sem_open(3): proc(5)
+        if mapped and st.st_size in (16, 32) and own in ((), st[1:3]):
             return st[1:3]  # st_ino and st_dev
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 

@@ -32,17 +32,17 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
     while True:  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # there is none
+            own = (there := os.lstat(PATH + name.lstrip("/"))).st_uid == os.geteuid()
+            if not own and os.access(PATH + name.lstrip("/"), os.R_OK, effective_ids=True):
+                raise PermissionError(f"belongs to uid {there.st_uid}, not to uid {os.geteuid()}")
+            if own and there.st_size not in (16, 32):  # of a sem_t; in a shorter file, a SIGBUS
+                raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
             semaphore = posix_ipc.Semaphore(name)
             with contextlib.ExitStack() as failed:
                 failed.callback(semaphore.close)
-                file = os.stat(PATH + name.lstrip("/"))
-                if file.st_uid != os.geteuid():
-                    uids = f"uid {file.st_uid}, not to uid {os.geteuid()}"
-                    raise PermissionError(f"belongs to {uids}")
-                if file.st_size not in (16, 32):  # of a sem_t; in a shorter file, a SIGBUS
-                    raise ValueError("is not a semaphore: posix_sem_server.py --clean removes it")
-                failed.pop_all()  # nothing failed: it stays open
-            return semaphore
+                if own and check(semaphore) == (there.st_ino, there.st_dev):  # the same one still
+                    failed.pop_all()  # nothing failed: it stays open
+                    return semaphore
         posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
         with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
             done.callback(posix_ipc.unlink_semaphore, new)
@@ -53,8 +53,9 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
 def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:
     """Return inode and device of its file; posix_ipc.ExistentialError: removed, or not `own`."""
     with open("/proc/self/maps", "rb") as maps, contextlib.suppress(FileNotFoundError):
-        st = os.lstat(PATH + semaphore.name.lstrip("/"))  # does sem_open(3) have it mapped? proc(5)
-        if st.st_size in (16, 32) and b" %d  " % st.st_ino in maps.read() and own in ((), st[1:3]):
+        st = os.lstat(PATH + semaphore.name.lstrip("/"))
+        mapped = b"%d" % st.st_ino in [line.split()[4] for line in maps]  # by sem_open(3): proc(5)
+        if mapped and st.st_size in (16, 32) and own in ((), st[1:3]):
             return st[1:3]  # st_ino and st_dev
     raise posix_ipc.ExistentialError("the semaphore was removed, or its file truncated")
 
@@ -93,7 +94,8 @@ import common
 CURES = {
     "permission": "`ls -l /dev/shm` shows owner and mode",
     "no semaphore": "is /dev/shm there?",
-    "no such file": "it was removed",
+    "no such file": "it was removed, or there is no /proc",
+    "no space": "`df`, and `df -i`",
 }
 
 

@@ -1120,6 +1120,24 @@ def test_a_segment_appears_with_its_mode_and_size(make_pair, side, call, tmp_pat
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
+def test_what_is_no_segment_stays_open_to_nobody(make_pair, side):
+    """posix_fallocate(3) refuses it, when it is open already."""
+    shm = make_pair("posix", "shm")
+    os.mkfifo(shm.path)
+    code = f"""
+import os, posix_shm_{side} as script
+before = os.listdir("/proc/self/fd")
+try:
+    script.open_segment({shm.name!r})
+except OSError as error:
+    print(error.strerror, before == os.listdir("/proc/self/fd"))
+"""
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("Illegal seek True\n", "")
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
 def test_a_system_without_o_tmpfile_is_an_error_of_one_line(make_pair, side, tmp_path):
     """As macOS is."""
     shm = make_pair("posix", "shm")
@@ -1136,7 +1154,8 @@ def test_a_semaphore_that_another_makes_meanwhile(make_pair, side, tmp_path):
     """The script has looked for it in vain, and is about to make it."""
     sem, log = make_pair("posix", "sem"), tmp_path / "log"
     path = f"/dev/shm/sem.{sem.name[1:]}"
-    with halted(log, "openat", 1, sem.argv(side), path) as (process, go_on):
+    first = "/stat" if side == "server" else "openat"  # the server looks whose it is
+    with halted(log, first, 1, sem.argv(side), path) as (process, go_on):
         assert "ENOENT" in log.read_text()
         sem.client("--value", 7)
         go_on()

@@ -997,14 +997,14 @@ except ValueError as error:
 
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_number_in_a_path_is_not_taken_for_an_inode(make_pair, side, tmp_path):
-    """Such as the 3 of "Python 3 course", where the packages lie: they are mapped too."""
+    """Such as the 3 of "Python 3  course", where the packages lie: they are mapped too."""
     code = """
 import mmap
 semaphore = script.open_semaphore(thing)
 remove()
 package.Semaphore(thing, package.O_CREX).close()
 inode = os.stat(script.PATH + thing[1:]).st_ino
-with open(f"Python {inode} course", "w+b") as file:
+with open(f"Python {inode}  course", "w+b") as file:
     file.truncate(1)
     mapped = mmap.mmap(file.fileno(), 1)
 try:

@@ -439,3 +439,19 @@ for _ in range(2):
         assert pair.path.stat().st_size == 4096
     elif primitive == "shm":
         assert sysv_ipc.Semaphore(~pair.key).value == 1
+
+
+@needs("strace")
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+def test_a_server_does_not_open_what_another_user_has(make_pair, primitive, tmp_path):
+    """Its owner could swap it meanwhile, or hold a lease on it, which keeps open(2) waiting."""
+    pair, log = make_pair("posix", primitive), tmp_path / "log"
+    with pair.server("--mode", "666"):
+        pass
+    os.chown(pair.path, ALICE, ALICE)
+    strace = ["strace", "-f", "-q", "-o", str(log), "-e", "trace=%file"]
+    done = subprocess.run([*strace, *pair.argv("server")], env=ENV, capture_output=True, text=True)
+    assert (done.returncode, f"belongs to uid {ALICE}" in done.stderr) == (1, True)
+    looks = [line for line in log.read_text().splitlines() if pair.path.name in line]
+    assert any("stat" in line for line in looks)
+    assert not [line for line in looks if "open" in line]
