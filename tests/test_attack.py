@@ -101,7 +101,8 @@ def test_no_object_gets_the_number_of_a_closed_descriptor(pair, closed):
     ]
     with Process(shell) as server:
         if pair.primitive == "sem" and "1>&-" in closed:  # it has no end, and nobody to tell
-            until(lambda: any(waits_in(one, "clock_nanosleep") for one in family(server.pid)))
+            sleeps = ("clock_nanosleep", "nanosleep")  # the second is musl's
+            until(lambda: any(waits_in(one, *sleeps) for one in family(server.pid)))
         elif pair.primitive == "msq" and "1>&-" in closed:
             pair.client("-c1", "-q")
             server.wait()
@@ -1130,11 +1131,11 @@ before = os.listdir("/proc/self/fd")
 try:
     script.open_segment({shm.name!r})
 except OSError as error:
-    print(error.strerror, before == os.listdir("/proc/self/fd"))
+    print(error.errno, before == os.listdir("/proc/self/fd"))
 """
     env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("Illegal seek True\n", "")
+    assert (done.stdout, done.stderr) == (f"{errno.ESPIPE} True\n", "")
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
