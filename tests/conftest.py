@@ -61,12 +61,12 @@ can run `ulimit -q unlimited` first, where the hard limit lets them."""
 # The numbers of the system calls that the tests look for, as /proc/PID/syscall shows them.
 X86_64 = {
     "read": 0, "write": 1, "semop": 65, "msgsnd": 69, "msgrcv": 70, "flock": 73, "futex": 202,
-    "select": 23, "pselect6": 270,
+    "select": 23, "pselect6": 270, "nanosleep": 35,
     "semtimedop": 220, "clock_nanosleep": 230, "mq_timedsend": 242, "mq_timedreceive": 243,
 }  # fmt: skip
 GENERIC = {
     "flock": 32, "read": 63, "write": 64, "select": 72, "pselect6": 72,
-    "futex": 98, "clock_nanosleep": 115, "mq_timedsend": 182,
+    "futex": 98, "clock_nanosleep": 115, "nanosleep": 101, "mq_timedsend": 182,
     "mq_timedreceive": 183, "msgrcv": 188, "msgsnd": 189, "semtimedop": 192, "semop": 193,
 }  # fmt: skip
 CALLS = {"x86_64": X86_64, "aarch64": GENERIC, "riscv64": GENERIC}
@@ -256,7 +256,7 @@ def waits_in(pid: int, *calls: str) -> bool:
         pytest.skip(f"needs the numbers of system calls on {platform.machine()}, in {__file__}")
     numbers = CALLS[platform.machine()]
     if "clock_nanosleep" in calls:
-        calls += ("select", "pselect6")  # time.sleep() of Python 3.10
+        calls += ("select", "pselect6", "nanosleep")  # of Python 3.10, and of musl
     with contextlib.suppress(OSError), open(f"/proc/{pid}/syscall") as file:
         return file.read().split()[0] in {str(numbers[call]) for call in calls}
     return False
