@@ -105,7 +105,8 @@ class Manager:
 
     def do(self, *args: str) -> None:
         done = self.systemctl(*args)
-        assert done.returncode == 0, (args, done, self.log())
+        log = "\n".join(self.log()[-40:])
+        assert done.returncode == 0, f"{args}: {done.stderr}\n{log}"
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         lines = self.systemctl("show", unit, "-p", ",".join(properties)).stdout.splitlines()
