@@ -162,7 +162,7 @@ is-set-up = cmp -s requirements.txt $(venv)/.setup && \
 lock = exec 9<requirements.txt; $(PYTHON) -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
 # What pip writes last are INSTALLER and, before version 26, RECORD: a pip without one of them is one
 # that was interrupted. A package that pip left half-way it may neither install nor uninstall, so
-# the two are removed first.
+# the two are removed first. `python -m venv` leaves a link to a Python that is gone, so that goes too.
 has-pip = $(python) -c 'import importlib.metadata as m, sys; \
 	whole = all(map(m.distribution("pip").read_text, ["INSTALLER", "RECORD"])); \
 	sys.exit(sys.version_info < (3, 10) or not whole)' 2>/dev/null
@@ -189,6 +189,7 @@ setup:
 			fail 'not empty, and no environment:' $(venv); \
 		if [ -e $(venv)/pyvenv.cfg ]; then \
 		rm -rf $(venv)/bin/python* $(packages)/pip $(packages)/pip-*; fi; \
+		find -L $(venv)/bin -name 'python*' -type l -exec rm {} + 2>/dev/null; \
 		$(PYTHON) -m venv $(venv) || fail 'no environment could be made in' $(venv); fi; \
 	rm -rf $(packages)/posix_ipc* $(packages)/sysv_ipc*; \
 	$(pip-install) requirements.txt && $(python) -c 'import posix_ipc, sysv_ipc' || \

@@ -27,7 +27,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     while True:  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError):  # there is none
             return posix_ipc.Semaphore(name)
-        posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # EINVAL
+        posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # 2**31 fails
         with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
             done.callback(posix_ipc.unlink_semaphore, new)
             os.chmod(PATH + new, mode)

@@ -29,8 +29,9 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     PermissionError, posix_ipc.PermissionsError: another user's; ValueError: a bad value or file."""
     if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
         raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
+    os.stat("/proc/self/maps")  # what check() reads is there
     new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
-    while True:  # open it, or make it: again, when it is made or removed in between
+    for _ in range(1000):  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # there is none
             own = (there := os.lstat(PATH + name.lstrip("/"))).st_uid == os.geteuid()
             if not own and os.access(PATH + name.lstrip("/"), os.R_OK, effective_ids=True):
@@ -48,6 +49,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
             done.callback(posix_ipc.unlink_semaphore, new)
             os.chmod(PATH + new, mode)
             os.link(PATH + new, PATH + name.lstrip("/"))  # unless somebody has made one meanwhile
+    raise posix_ipc.ExistentialError("the semaphore was removed each time")
 
 
 def check(semaphore: posix_ipc.Semaphore, own: tuple[int, ...] = ()) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
             failed.pop_all()  # nothing failed: it stays open
             return segment
         fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)  # a file without a name yet: open(2)
-        with contextlib.suppress(FileExistsError), os.fdopen(fd):
+        with contextlib.suppress(FileExistsError), os.fdopen(fd, "rb"):
             os.fchmod(fd, mode)  # whatever the umask is
             os.posix_fallocate(fd, 0, size)  # ftruncate(2) would reserve no memory
             os.link(f"/proc/self/fd/{fd}", f"/dev/shm/{name}", src_dir_fd=fd, follow_symlinks=True)

@@ -321,6 +321,23 @@ def test_a_wait_that_ctrl_c_ends_leaves_the_process_as_it_was(page, make_pair, t
     assert (done.stdout, done.stderr) == ("\n", "")
 
 
+def test_a_semaphore_that_is_removed_each_time_is_given_up(make_pair, tmp_path):
+    """Somebody removes it whenever it is opened: that ends with an error, and is no endless loop."""
+    pair = make_pair("posix", "sem")
+    code = """
+def unlink(event, args):
+    if event == "open" and args[0] == "/proc/self/maps":
+        remove()
+sys.addaudithook(unlink)
+try:
+    script.open_semaphore(thing)
+except package.ExistentialError as error:
+    print(error)
+"""
+    done = run(program(pair, "server", code), home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("the semaphore was removed each time\n", "")
+
+
 @pytest.mark.parametrize("below", ["shm_client", "shm_server"])
 def test_upper_parts_one_below_the_other(make_pair, below):
     """All of System V that call the C library themselves share the name of it."""

@@ -87,6 +87,24 @@ def test_no_dev_shm(make_pair, primitive, side):
 
 
 @in_namespaces
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_no_proc(make_pair, primitive, side, there):
+    """The POSIX scripts need it, to make a segment and to know their semaphore: they say so."""
+    pair = make_pair("posix", primitive)
+    if there:
+        assert pair.run("client", stdin="text\n").returncode == 0
+    options = ["--count", 1] if (primitive, side) == ("shm", "server") else []
+    done = within("--mount", "mount -t tmpfs tmpfs /proc", "exec " + command(pair, side, *options))
+    if there and primitive == "shm":  # what is there is opened without
+        assert (done.returncode, done.stderr) == (0, ""), done
+    else:
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
+        assert "No such file or directory" in done.stderr
+
+
+@in_namespaces
 def test_queues_max(make_pair):
     """It does not hold for those who have CAP_SYS_RESOURCE, so the test gives that up."""
     pair = make_pair("posix", "msq")

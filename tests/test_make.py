@@ -704,6 +704,21 @@ def test_a_python_without_venv_or_pip_is_refused(clone, other_python, lacks, lin
     assert not (clone / ".venv").exists()
 
 
+def test_a_link_to_a_python_that_is_gone_goes(clone, tmp_path):
+    """Without pyvenv.cfg too, as where somebody has copied a part of an environment."""
+    (clone / ".venv/bin").mkdir(parents=True)
+    for name in ("python", "python3"):
+        (clone / ".venv/bin" / name).symlink_to("/nowhere/python3")
+    quick = tmp_path / "python3.x"  # pip is not what this is about
+    quick.write_text(
+        '#!/bin/sh\n[ "$1 $2" != "-m venv" ] || set -- "$@" --without-pip\n'
+        f'exec {shlex.quote(sys.executable)} "$@"\n'
+    )
+    quick.chmod(0o755)
+    make(clone, "setup", f"PYTHON={quick}")
+    assert subprocess.run([clone / ".venv/bin/python", "-c", ""]).returncode == 0
+
+
 def test_a_python_that_is_too_old_or_not_there_is_refused(clone, other_python):
     old = other_python.parent / "modules" / "sitecustomize.py"
     old.write_text("import sys\nsys.version_info = (3, 9, 18, 'final', 0)")
