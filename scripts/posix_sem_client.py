@@ -23,10 +23,10 @@ PATH = "/dev/shm/sem." if hasattr(os, "RTLD_DEEPBIND") else "/dev/shm/"  # GNU C
 
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
     """Make or open one; mode and value are a new one's. ValueError, posix_ipc.PermissionsError."""
-    new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
     while True:  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError):  # there is none
             return posix_ipc.Semaphore(name)
+        new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
         posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # 2**31 fails
         with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
             done.callback(posix_ipc.unlink_semaphore, new)

@@ -30,7 +30,6 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
     if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
         raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
     os.stat("/proc/self/maps")  # what check() reads is there
-    new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
     for _ in range(1000):  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # there is none
             own = (there := os.lstat(PATH + name.lstrip("/"))).st_uid == os.geteuid()
@@ -44,6 +43,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
                 if own and check(semaphore) == (there.st_ino, there.st_dev):  # the same one still
                     failed.pop_all()  # nothing failed: it stays open
                     return semaphore
+        new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
         posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
         with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
             done.callback(posix_ipc.unlink_semaphore, new)

@@ -322,7 +322,7 @@ def test_a_wait_that_ctrl_c_ends_leaves_the_process_as_it_was(page, make_pair, t
 
 
 def test_a_semaphore_that_is_removed_each_time_is_given_up(make_pair, tmp_path):
-    """Somebody removes it whenever it is opened: that ends with an error, and is no endless loop."""
+    """Somebody removes it whenever it is opened: that ends with an error, not an endless loop."""
     pair = make_pair("posix", "sem")
     code = """
 def unlink(event, args):
