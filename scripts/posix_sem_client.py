@@ -12,6 +12,7 @@ Read sem_overview(7), then posix_sem_server.py; sysv_sem_client.py is its System
 # ///
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Sized
 
@@ -27,8 +28,11 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
         with contextlib.suppress(posix_ipc.ExistentialError):  # there is none
             return posix_ipc.Semaphore(name)
         new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
-        posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # 2**31 fails
         with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            done.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # a handler may raise
+            posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, min(value, 2**31)).close()  # or wraps
             done.callback(posix_ipc.unlink_semaphore, new)
             os.chmod(PATH + new, mode)
             os.link(PATH + new, PATH + name.lstrip("/"))  # unless somebody has made one meanwhile
@@ -60,7 +64,6 @@ def acquire(semaphore: posix_ipc.Semaphore, timeout: float | None = None, stop: 
 
 
 # --- the command line
-import signal
 import sys
 
 if __name__ == "__main__":
@@ -71,21 +74,19 @@ if __name__ == "__main__":
 import common
 
 CURES = {"permission": "`ls -l /dev/shm` shows owner and mode", "no semaphore": "`ls /dev/shm`"}
-STOP = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 
-def hold(command: list[str], heeded: set[int], stop: set[int]) -> int:
-    """Run the command, pass signals on, but no Ctrl-C that its group has got, return its status."""
+def hold(command: list[str], heard: set[int], stop: set[int]) -> int:  # its exit status
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would hide the status
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heeded | {signal.SIGCHLD})
-    if stop or heeded & signal.sigpending():
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, heard | {signal.SIGCHLD})
+    if stop or heard & signal.sigpending():
         raise InterruptedError("stopped")
     default = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and execve(2) keeps that
     pid = os.posix_spawnp(command[0], command, os.environ, setsigmask=mask, setsigdef=default)
     while not (ended := os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)):
-        info = signal.sigwaitinfo(heeded | {signal.SIGCHLD})  # si_code > 0: the kernel has sent it
+        info = signal.sigwaitinfo(heard | {signal.SIGCHLD})  # si_code > 0: the kernel has sent it
         apart = info.si_signo == signal.SIGHUP or os.getpgid(pid) != os.getpgrp()
-        if info.si_signo in heeded and (info.si_code <= 0 or apart):
+        if info.si_signo in heard and (info.si_code <= 0 or apart):  # else its group has got it
             with contextlib.suppress(PermissionError):  # it has changed its user
                 os.kill(pid, info.si_signo)
     return ended.si_status + (0 if ended.si_code == os.CLD_EXITED else 128)
@@ -106,27 +107,26 @@ def main() -> int:
     args = parser.parse_args(sys.argv[1 : len(sys.argv) - len(command)])
     if ("--" in sys.argv and not command) or (args.release and command):
         parser.error("-- wants a COMMAND, and only one of -r and a COMMAND goes")
-    heeded: set[int] = {n for n in STOP if signal.getsignal(n) != signal.SIG_IGN}
-    stop = common.stop_signals(heeded if command else [])  # else the default ends it at once
+    heard = {n for n in (1, 2, 3, 15) if signal.getsignal(n) != signal.SIG_IGN}  # HUP INT QUIT TERM
+    stop = common.stop_signals(heard if command else [])  # else the default ends it at once
     try:
         if args.release:
             semaphore = posix_ipc.Semaphore(args.name)
-        else:
-            semaphore = open_semaphore(args.name, value=2 if args.value is None else args.value)
-        check(semaphore)
-        common.compare(args.name, "--value is now", args.value, semaphore.value)
-        if args.release:
+            check(semaphore)
             semaphore.release()
         else:
+            semaphore = open_semaphore(args.name, value=2 if args.value is None else args.value)
+            check(semaphore)
+            common.compare(args.name, "--value is now", args.value, semaphore.value)
             acquire(semaphore, args.timeout, stop)
         if command:
             CURES.clear()  # what fails now is the command
             try:
-                return hold(command, heeded, stop)
+                return hold(command, heard, stop)
             finally:
-                with contextlib.suppress(FileNotFoundError):  # it was removed
-                    if os.stat(PATH + args.name[1:]).st_size in (16, 32):  # else a SIGBUS
-                        semaphore.release()
+                with contextlib.suppress(posix_ipc.ExistentialError, OSError):
+                    check(semaphore)  # in a truncated file, a SIGBUS
+                    semaphore.release()
         CURES[""] = "it was done all the same"  # what fails now is the output
         common.put(f"semaphore: {semaphore.value}")
     except InterruptedError:

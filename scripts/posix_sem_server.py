@@ -15,6 +15,7 @@ Read sem_overview(7), then posix_sem_client.py; sysv_sem_server.py is its System
 import contextlib
 import ctypes
 import os
+import signal
 import time
 from collections.abc import Iterator, Sized
 
@@ -27,8 +28,6 @@ PATH = "/dev/shm/sem." if hasattr(os, "RTLD_DEEPBIND") else "/dev/shm/"  # GNU C
 def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Semaphore:
     """Make the semaphore, or open the one that is there. Mode and value are a new one's. Raises
     PermissionError, posix_ipc.PermissionsError: another user's; ValueError: a bad value or file."""
-    if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
-        raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
     os.stat("/proc/self/maps")  # what check() reads is there
     for _ in range(1000):  # open it, or make it: again, when it is made or removed in between
         with contextlib.suppress(posix_ipc.ExistentialError, FileNotFoundError):  # there is none
@@ -43,9 +42,14 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
                 if own and check(semaphore) == (there.st_ino, there.st_dev):  # the same one still
                     failed.pop_all()  # nothing failed: it stays open
                     return semaphore
+        if not 0 <= value <= posix_ipc.SEMAPHORE_VALUE_MAX:  # sem_open(3) would get its lowest bits
+            raise ValueError(f"the value {value} is not from 0 to {posix_ipc.SEMAPHORE_VALUE_MAX}")
         new = os.urandom(16).hex()  # its name until it has its mode: sem_open(3) minds the umask
-        posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
         with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+            done.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # a handler may raise
+            posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
             done.callback(posix_ipc.unlink_semaphore, new)
             os.chmod(PATH + new, mode)
             os.link(PATH + new, PATH + name.lstrip("/"))  # unless somebody has made one meanwhile
@@ -84,7 +88,6 @@ def values(semaphore: posix_ipc.Semaphore, stop: Sized, interval: float = 1) -> 
 
 
 # --- the command line
-import signal
 import sys
 
 if __name__ == "__main__":
@@ -93,12 +96,8 @@ if __name__ == "__main__":
 
 import common
 
-CURES = {
-    "permission": "`ls -l /dev/shm` shows owner and mode",
-    "no semaphore": "is /dev/shm there?",
-    "no such file": "it was removed, or there is no /proc",
-    "no space": "`df`, and `df -i`",
-}
+CURES = {"permi": "`ls -l /dev/shm`", "no sem": "is /dev/shm there?", "no sp": "`df`, and `df -i`"}
+CURES["no such file"] = "it was removed, or there is no /proc"
 
 
 def main() -> int:

@@ -84,6 +84,55 @@ def one_line(text: str) -> bool:
     return text.count("\n") == 1 and text.replace("\n", "").isprintable()
 
 
+LOOK = "newfstatat,lstat,stat,statx"
+
+
+@root
+@needs("strace")
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+def test_an_object_that_is_swapped_after_the_look_at_its_owner(make_pair, primitive, tmp_path):
+    pair = make_pair("posix", primitive)
+    with pair.server():
+        pass
+    other = pair.path.with_name(f"{pair.path.name}-of-alice")
+    shutil.copyfile(pair.path, other)
+    other.chmod(0o666)
+    os.chown(other, ALICE, ALICE)
+    looked = (pair.path, f"/dev/shm/{pair.name}")  # as open_segment() writes it
+    with halted(tmp_path / "log", LOOK, 1, pair.argv("server"), *looked) as (server, go_on):
+        other.rename(pair.path)
+        go_on()
+        assert server.wait(5) == 1
+    assert f"belongs to uid {ALICE}" in server.err[-1]
+
+
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+def test_no_memory_to_open_it(make_pair, primitive, side, tmp_path):
+    pair = make_pair("posix", primitive)
+    pair.client(stdin="")
+    argv = traced(tmp_path / "log", "openat", "error=ENOMEM", pair.argv(side), pair.path)
+    done = subprocess.run(argv, env=ENV, capture_output=True, text=True, input="", timeout=20)
+    assert (done.returncode, one_line(done.stderr)) == (1, True), done.stderr
+
+
+@needs("strace")
+@pytest.mark.parametrize("number", ["INT", "TERM", "HUP"])
+@pytest.mark.parametrize("call, when", [("link", 1), ("chmod", 1), ("link", 2), ("unlink", 2)])
+def test_a_client_that_is_ended_while_it_makes_a_semaphore(make_pair, number, call, when, tmp_path):
+    """Neither sem_open(3) nor the client leaves the file by which it begins."""
+    pair = make_pair("posix", "sem")
+    shm = tmp_path / "shm"
+    shm.mkdir()
+    argv = traced(tmp_path / "log", call, f"signal={number}:when={when}", pair.argv("client"))
+    own = f"mount --bind {shlex.quote(str(shm))} /dev/shm; exec {shlex.join(argv)}"
+    unshare = ["unshare", "--mount", "sh", "-c", own]
+    done = subprocess.run(unshare, env=ENV, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (-getattr(signal, f"SIG{number}"), "")
+    assert [path.name for path in shm.iterdir()] in ([], [pair.path.name])
+
+
 # --- data
 
 
@@ -853,6 +902,7 @@ def test_an_ignored_signal_that_waits_stops_no_command(make_pair, number, tmp_pa
 def test_a_stop_just_before_the_command_starts_none(make_pair, tmp_path):
     """The client has blocked it for the command's time, and taken a semaphore."""
     sem, log, proof = make_pair("posix", "sem"), tmp_path / "log", tmp_path / "proof"
+    posix_ipc.Semaphore(sem.name, posix_ipc.O_CREX, initial_value=2).close()
     argv = sem.argv("client", "--", "touch", str(proof))
     strace = ["strace", "-q", "-o", str(log), "-e", "trace=rt_sigprocmask"]  # of the client alone
     assert subprocess.run([*strace, *argv], env=ENV, timeout=20).returncode == 0

@@ -1127,7 +1127,7 @@ print(len(masks), *sorted(number.name for number in waits))
     done = run(program(make_pair(api, "shm"), "client", code), home("cut", tmp_path))
     all_but = sorted(set(range(1, 32)) - {signal.SIGKILL, signal.SIGSTOP})
     names = sorted(signal.Signals(number).name for number in all_but)
-    assert (done.stdout, done.stderr) == (" ".join(["3", *names]) + "\n", "")
+    assert (done.stdout, done.stderr) == (" ".join(["4", *names]) + "\n", "")
 
 
 @pytest.mark.parametrize("side", ["server", "client"])

@@ -102,6 +102,7 @@ def test_no_proc(make_pair, primitive, side, there):
     else:
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done
         assert "No such file or directory" in done.stderr
+        assert ("or there is no /proc" in done.stderr) == ((primitive, side) == ("sem", "server"))
 
 
 @in_namespaces
@@ -206,6 +207,10 @@ def test_dev_shm_is_full(make_pair, side):
     small = "mount -t tmpfs -o size=64k,mode=1777 tmpfs /dev/shm"
     done = within("--mount", small, command(pair, side, "--size", 10**6))
     refused(done, pair, side, "No space left", "`df`")
+    sem = make_pair("posix", "sem")
+    no_file = "mount -t tmpfs -o nr_inodes=1,mode=1777 tmpfs /dev/shm"
+    done = within("--mount", no_file, command(sem, side))
+    refused(done, sem, side, "No space left", *(["`df`, and `df -i`"] if side == "server" else []))
     # A segment that is there was reserved whole, so a full file system does not matter to it.
     done = within(
         "--mount", small,
