@@ -47,7 +47,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2). TimeoutError: after so many seconds, posix_ipc.ExistentialError: removed.
-    It is the open file's: a thread or a fork opens its own, and write_text() in here unlocks it."""
+    It is the open file's: a thread or a fork opens its own. A write_text() inside unlocks it."""
     end = time.monotonic() + timeout
     try:
         while True:
@@ -77,16 +77,17 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         if not size or len(data) > most or b"\0" in data or data[size - 1 :] == WRITING:
             raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time or may fail comes first. NULs are to cover the rest of the old text.
-        old = size if os.pread(segment.fd, 1, size - 1) == WRITING else 0
-        while old < size and b"\0" not in os.pread(segment.fd, 4096, old):
-            old += 4096
-        first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
-        os.posix_fallocate(segment.fd, 0, len(first) + 1)  # somebody may have made it with holes
+        last = size if os.pread(segment.fd, 1, size - 1) == WRITING else len(data)
+        while last < size and b"\0" not in os.pread(segment.fd, 4096, last):
+            last += 4096
+        os.posix_fallocate(segment.fd, 0, min(last + 4096, size))  # others may make it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # any handler may raise
             os.pwrite(segment.fd, WRITING, size - 1)
-            os.pwrite(segment.fd, first, 0)
+            os.pwrite(segment.fd, data[: size - 1], 0)
+            for start in range(len(data), min(last + 1, size - 1), 4096):
+                os.pwrite(segment.fd, bytes(min(4096, size - 1 - start)), start)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -45,7 +45,7 @@ def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.Sh
 @contextlib.contextmanager
 def locked(segment: posix_ipc.SharedMemory, timeout: float = 10) -> Iterator[None]:
     """Hold flock(2). TimeoutError: after so many seconds, posix_ipc.ExistentialError: removed.
-    It is the open file's: a thread or a fork opens its own, and read_text() in here unlocks it."""
+    It is the open file's: a thread or a fork opens its own. A read_text() inside unlocks it."""
     end = time.monotonic() + timeout
     try:
         while True:

@@ -77,15 +77,16 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         if len(data) > size or b"\0" in data or data[size - 1 :] == WRITING:
             raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time comes first. NULs are to cover the rest of the old text.
-        old = size if segment.read(1, size - 1) == WRITING else 0
-        while old < size and b"\0" not in segment.read(4096, old):
-            old += 4096
-        first = data.ljust(max(old + 4096, len(data) + 1), b"\0")[: size - 1]
+        last = size if segment.read(1, size - 1) == WRITING else len(data)
+        while last < size and b"\0" not in segment.read(4096, last):
+            last += 4096
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # any handler may raise
             segment.write(WRITING, size - 1)
-            segment.write(first)
+            segment.write(data[: size - 1])
+            for start in range(len(data), min(last + 1, size - 1), 4096):
+                segment.write(bytes(min(4096, size - 1 - start)), start)
             segment.write(data[size - 1 :] or b"\0", size - 1)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -113,8 +114,7 @@ def main() -> int:
     prompt = "Please enter something: " if sys.stdin.isatty() else ""
     status = 0
     try:
-        # A signal that ended this here would part a new lock from its value, for good.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # a new lock gets its value
         segment = open_segment(args.key, size=args.size or 4096)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         common.compare(args.key, "--size is", args.size, segment.size)

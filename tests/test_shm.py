@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import functools
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -269,6 +271,34 @@ def test_a_segment_is_removed_under_the_client(shm):
         client.stdin.close()
         assert client.wait() == 1
     assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
+
+
+def test_a_segment_is_removed_while_a_writer_waits_for_the_lock(shm):
+    """What was there when it began to wait is not there when it may write."""
+    shm.client(stdin="before\n")
+    with shm.start("client", stdin=subprocess.PIPE) as client:
+        client.wait_line("write to")
+        with lock_held(shm):
+            client.type("text\n")
+            until(lambda: waits_in(client.pid, "clock_nanosleep", "semtimedop"))
+            shm.remove()
+        client.stdin.close()
+        assert client.wait() == 1
+    assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
+
+
+def test_a_write_after_one_cut_short_needs_no_memory_for_the_segment(shm):
+    """It covers the whole segment with NULs, for nobody knows how far the old text went."""
+    size = 64 * 2**20
+    shm.client("--size", size, stdin="text\n")
+    poke(shm, b"x" * 5000 + b"\0the rest", 100)
+    poke(shm, b"\1", size - 1)
+    attached = size if shm.api == "sysv" else 0
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS)
+    few = functools.partial(limit, (attached + size, attached + size))
+    done = shm.client(stdin="new\n", preexec_fn=few)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert contents(shm).rstrip(b"\0") == b"new"
 
 
 def test_clean_removes_the_lock(make_pair):
