@@ -73,8 +73,10 @@ known = $(sort $(foreach goal,$(goals),$(call has,$(goal))))
 unknown = $(filter-out $(known),$(given))
 $(if $(strip $(unknown)),$(error make $(goals) has no variable $(unknown): it has $(known)))
 
-# Of an empty one, as of a variable of the shell that is not set, /bin/python would be made anew.
-$(if $(strip $(VENV)),,$(error VENV is empty: it is a folder, such as VENV=.venv))
+# An empty one, as of a variable of the shell that is not set, is a mistake too: of an empty VENV,
+# /bin/python would be made anew, and an empty NAME would be /test, perhaps for `make clean`.
+empty = $(foreach variable,$(filter VENV NAME KEY,$(given)),$(if $(strip $($(variable))),,$(variable)))
+$(if $(strip $(empty)),$(error $(strip $(empty)) is empty: leave it out for the default))
 
 # In single quotes for the shell, whatever it contains.
 quote = '$(subst ','\'',$(1))'
@@ -96,7 +98,9 @@ unexport CDPATH
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
-.DEFAULT:
+# A folder whose name is taken for a target would be up to date, always.
+.PHONY: scripts systemd tests
+.DEFAULT scripts systemd tests:
 	@echo $(call quote,make: there is no target $@: make alone lists them) >&2; exit 2
 
 .PHONY: $(PAIRS:=-server) $(PAIRS:=-client)
@@ -135,7 +139,8 @@ $(PAIRS): setup
 .PHONY: $(PAIRS:=-clean) clean
 $(PAIRS:=-clean): setup
 	@$(call script,$(@:clean=server)) --clean
-clean: $(PAIRS:=-clean)
+clean: setup
+	@status=0; $(foreach pair,$(PAIRS),$(call script,$(pair)-server) --clean || status=1;) exit $$status
 
 .PHONY: status
 status:
@@ -275,7 +280,7 @@ systemd-uninstall:
 	systemctl --user --quiet stop $(UNITS) 2>/dev/null || true
 	systemctl --user --quiet disable $(UNITS) 2>/dev/null || true
 	for unit in $(UNITS) $(SHORT); do rm -f $(units)/$$unit; done
-	for folder in $(folders); do rm -f "$$folder"/*common.conf "$$folder"/*no-sandbox.conf; done
+	for folder in $(folders); do rm -f "$$folder"/00-common.conf "$$folder"/01-no-sandbox.conf; done
 	rmdir $(folders) 2>/dev/null || true
 	systemctl --user daemon-reload
 	systemctl --user reset-failed $(UNITS) 2>/dev/null || true
@@ -283,6 +288,6 @@ systemd-uninstall:
 # Another VENV is removed only if it is a virtual environment.
 .PHONY: distclean
 distclean:
-	if $(is-set-up); then $(MAKE) --no-print-directory clean; fi
+	-if $(is-set-up); then $(MAKE) --no-print-directory clean; fi
 	if [ $(venv) = .venv ] || [ -e $(venv)/pyvenv.cfg ]; then rm -rf $(venv); fi
 	rm -rf .*_cache .hypothesis scripts/__pycache__ tests/__pycache__ tests/bench/__pycache__

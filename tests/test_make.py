@@ -126,7 +126,7 @@ def test_tab_completion_finds_the_targets(checkout):
 
 def test_variables_come_from_the_command_line_only(checkout, make_pair):
     """Some environments set NAME, or ARGS, for reasons of their own."""
-    names = [*VALUES, "PYTHON", "VENV", "MINUTES", "FORMAT", "FILE", "PLACE"]
+    names = [*VALUES, "PYTHON", "VENV", "MINUTES", "FORMAT", "FILE", "PLACE", "PYTHONS"]
     env = {**ENV, **dict.fromkeys(names, "from-outside")}
     for target in [f"{pair}-{side}" for pair in NAMES for side in ("server", "client")]:
         assert "from-outside" not in make(checkout, "-n", target, env=env).stdout, target
@@ -194,6 +194,31 @@ def test_a_wrong_target_is_told_where_they_are_listed(checkout):
     done = make(checkout, "posix-mqs-server")
     assert done.returncode == 2
     assert "no target posix-mqs-server: make alone lists them" in done.stderr.splitlines()[0]
+    for target in ("tests", "systemd", "scripts"):  # make would take such a folder for made
+        done = make(checkout, target)
+        assert (done.returncode, f"no target {target}:" in done.stderr) == (2, True)
+    make(checkout, "x`touch run`")
+    assert not (checkout / "run").exists()
+
+
+@pytest.mark.parametrize("target, variables", [
+    ("mutants", ["FILE", "ARGS"]), ("test", ["ARGS"]), ("test-bare", ["PLACE", "ARGS"]),
+    ("test-musl", ["ARGS"]), ("bench", ["FORMAT", "PYTHONS", "ARGS"]), ("soak", ["MINUTES"]),
+])  # fmt: skip
+def test_what_the_targets_of_developers_have(checkout, target, variables):
+    done = make(checkout, "-n", target, *(f"{name}=some-{name}" for name in variables))
+    assert done.returncode == 0, done.stderr
+    for name in variables:
+        assert f"some-{name}" in done.stdout
+
+
+def test_every_target_that_needs_an_environment_makes_one(clone):
+    sides = ["", "-server", "-client", "-clean"]
+    targets = [f"{pair}{side}" for pair in NAMES for side in sides]
+    targets += ["clean", "demo", "systemd-install", "systemd-no-sandbox", "lint", "test", "soak"]
+    targets += ["test-bare", "test-musl", "mutants", "bench"]
+    for target in targets:
+        assert "setting up" in make(clone, "-n", target).stdout, target
 
 
 @pytest.mark.parametrize("target, variable, has", [
@@ -582,11 +607,32 @@ def test_status_with_and_without_dev_mqueue(checkout, mounted):
     assert ("sudo mount -t mqueue mqueue /dev/mqueue" in done.stdout) != mounted
 
 
-def test_an_empty_venv_is_not_the_root_of_the_machine(checkout):
-    for target in ("setup", "help", "distclean"):
-        done = make(checkout, target, "VENV=")
+@pytest.mark.parametrize("given, targets", [
+    ("VENV=", ["setup", "help", "distclean"]), ("NAME=", ["posix-msq-clean", "clean"]),
+    ("KEY= ", ["sysv-sem-clean"]),
+])  # fmt: skip
+def test_an_empty_variable_is_not_the_default(checkout, given, targets):
+    """It is one of the shell that is not set: /test would go, or /bin/python be made anew."""
+    for target in targets:
+        done = make(checkout, target, given)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "VENV is empty" in done.stderr
+        assert f"{given.partition('=')[0]} is empty" in done.stderr
+    assert make(checkout, "test", "ARGS=", "-n").returncode == 0
+
+
+def test_clean_goes_on_after_what_it_may_not_remove(checkout, make_pair):
+    """make would stop at the first; and distclean removes what is no object all the same."""
+    posix, sysv = make_pair("posix", "sem"), make_pair("sysv", "sem")
+    posix.path.mkdir()
+    sysv.client()
+    done = make(checkout, "clean", f"NAME={posix.name}", f"KEY={sysv.key}")
+    assert (done.returncode, f"removed {sysv.key}" in done.stdout) == (2, True)
+    assert done.stderr.count("posix_sem_server: ") == 1
+    (checkout / ".mypy_cache").mkdir(exist_ok=True)
+    make(checkout, "distclean", f"NAME={posix.name}", f"KEY={sysv.key}")
+    posix.path.rmdir()
+    (checkout / ".venv").symlink_to(ROOT / ".venv")  # it was a link, and is removed too
+    assert not (checkout / ".mypy_cache").exists()
 
 
 def test_no_environment_is_made_in_a_folder_of_other_things(checkout, tmp_path):
@@ -607,8 +653,13 @@ def test_distclean_removes_the_objects_and_no_folder_that_is_no_environment(stub
     assert (tmp_path / "file").exists()
 
 
-def test_two_setups_at_once_and_what_mends_one(clone, tmp_path):
+CACHES = ["scripts/__pycache__", "tests/__pycache__", "tests/bench/__pycache__"]
+
+
+def test_two_setups_at_once_and_what_mends_one(clone, tmp_path, monkeypatch):
     """All on one environment, since each costs seconds: what is broken is what the next mends."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setitem(ENV, "TMPDIR", str(tmp_path / "tmp"))  # a pip that is killed leaves files
     venv = tmp_path / "it's elsewhere"
     options = ["NAME=/test-none", "KEY=123454321", f"VENV={venv}"]
 
@@ -667,13 +718,13 @@ def test_two_setups_at_once_and_what_mends_one(clone, tmp_path):
     assert list(venv.glob("lib/python*/site-packages/iniconfig"))
     works(setups=0)
     # All of it goes, and what the tools have left.
-    for folder in (".mypy_cache", ".hypothesis", "scripts/__pycache__"):
-        (clone / folder).mkdir(exist_ok=True)
+    for folder in (".mypy_cache", ".hypothesis", *CACHES):
+        (clone / folder).mkdir(parents=True, exist_ok=True)
     before = {path.name for path in clone.iterdir()} - {".mypy_cache", ".hypothesis"}
     for _ in range(2):  # at the second time there is nothing to remove, and nothing is made for it
         assert make(clone, "distclean", *options).returncode == 0
         assert {path.name for path in clone.iterdir()} == before
-        assert not (clone / "scripts/__pycache__").exists()
+        assert not any((clone / folder).exists() for folder in CACHES)
         assert not venv.exists()
 
 
@@ -715,8 +766,11 @@ def test_a_link_to_a_python_that_is_gone_goes(clone, tmp_path):
         f'exec {shlex.quote(sys.executable)} "$@"\n'
     )
     quick.chmod(0o755)
-    make(clone, "setup", f"PYTHON={quick}")
+    done = make(clone, "setup", f"PYTHON={quick}")
     assert subprocess.run([clone / ".venv/bin/python", "-c", ""]).returncode == 0
+    # Without pip, the packages cannot be had: that is said, and this is not set up for the next.
+    assert "the two packages could not be installed" in done.stderr
+    assert not (clone / ".venv/.setup").exists()
 
 
 def test_a_python_that_is_too_old_or_not_there_is_refused(clone, other_python):

@@ -44,7 +44,7 @@ class Manager:
 
     def __init__(self, folder: Path, *chroot: str) -> None:
         self.home = folder / "home"
-        self.checkout = folder / "a check out"
+        self.checkout = folder / "a check=out"  # env(1) takes a word with = for a variable
         self.config = self.home / ".config/systemd/user"
         self.units = self.home / ".local/share/systemd/user"
         for name in ("scripts", "systemd", "tests"):
@@ -333,18 +333,18 @@ def words(manager: Manager, unit: str) -> list[str]:
 
 
 def test_settings(installed):
-    settings(installed, "IPC_NAME=/other\nIPC_KEY=0x12d\nIPC_ARGS=--mode 640\n")
+    settings(installed, "IPC_NAME=/an other\nIPC_KEY=0x12d\nIPC_ARGS=--mode 640\n")
     installed.do("start", "ipc-servers.target")
     for unit in SERVICES:  # each of them has each
-        option = ["--name", "/other"] if "-posix-" in unit else ["--key", "0x12d"]
+        option = ["--name", "/an other"] if "-posix-" in unit else ["--key", "0x12d"]
         changes = ["--changes"] if "-shm-" in unit else []
         assert words(installed, unit) == [*option, *changes, "--mode", "640"]
-    assert "other" in os.listdir(f"/proc/{installed.inside()}/root/dev/shm")
+    assert "an other" in os.listdir(f"/proc/{installed.inside()}/root/dev/shm")
     assert re.search(r"^0x0000012d \d+ +\S+ +640", installed.run("ipcs", "-q").stdout, re.M)
-    assert installed.run("stat", "-c", "%a", "/dev/shm/other").stdout == "640\n"
+    assert installed.run("stat", "-c", "%a", "/dev/shm/an other").stdout == "640\n"
     for unit in SERVICES:
         _, api, primitive, _ = unit.split("-")
-        option = ["-n", "/other"] if api == "posix" else ["-k", "301"]
+        option = ["-n", "/an other"] if api == "posix" else ["-k", "301"]
         installed.systemctl("stop", unit)
         assert installed.python(f"{api}_{primitive}_server", *option, "--clean").returncode == 0
 
@@ -580,13 +580,15 @@ def test_a_file_takes_every_message_of_a_flood(installed):
     assert [line.split()[1] for line in lines[1:-1]] == numbers.split()
 
 
-@pytest.mark.parametrize("unit", ["ipc-servers.target", "ipc-posix-msq-server.socket", *SERVICES])
+@pytest.mark.parametrize(
+    "unit", ["ipc-servers.target", "ipc-posix-msq-server.socket", *SERVICES, *SHORT]
+)
 def test_a_unit_can_be_enabled_again_after_disable(installed, unit):
     """disable removes the link to a unit in ~/.config/systemd/user: it is not installed there."""
     for _ in range(2):
         installed.do("enable", unit)
         wants = "sockets" if unit.endswith("socket") else "default"
-        name = unit if "." in unit else f"{unit}.service"
+        name = unit if "." in unit else f"{SHORT.get(unit, unit)}.service"
         assert name in installed.show(f"{wants}.target", "Wants")["Wants"].split()
         installed.do("disable", unit)
         assert name not in installed.show(f"{wants}.target", "Wants")["Wants"].split()
@@ -644,8 +646,8 @@ def test_a_checkout_that_moves(installed):
         assert installed.run("make", "systemd-install").returncode == 0
         installed.do("restart", "ipc-servers.target")
         for unit in SERVICES:
-            argv = installed.run("cat", f"/proc/{installed.pid(unit)}/cmdline").stdout
-            assert f"{after}/systemd/" in argv
+            cwd = installed.run("readlink", f"/proc/{installed.pid(unit)}/cwd", user=0)
+            assert cwd.stdout == f"{after}\n"
         installed.do("disable", "ipc-servers.target", SERVICES[0])
         installed.do("stop", "ipc-servers.target")
     finally:
@@ -703,13 +705,19 @@ def test_install_twice_changes_nothing_and_uninstall_leaves_nothing(manager, tar
     pids = [manager.pid(unit) for unit in SERVICES]
     assert all(pids)
     # One that has failed is forgotten too, and so is what was enabled.
-    manager.do("enable", "ipc-servers.target")
+    manager.do("enable", "ipc-servers.target", *SERVICES, "ipc-posix-msq-server.socket")
     settings(manager, "IPC_ARGS=--no-such-option\n")
     manager.systemctl("restart", SERVICES[0])
     (manager.home / ".config/ipc-servers.env").unlink()
     assert manager.state(SERVICES[0]) == "failed"
+    manager.do("start", "ipc-posix-msq-server.socket")
+    own = manager.units / "ipc-posix-.service.d/10-common.conf"  # the user's, and stays
+    own.write_text("[Service]\n")
     done = manager.run("make", "systemd-uninstall")
     assert done.returncode == 0, done
+    assert manager.show("ipc-posix-msq-server.socket", "ActiveState")["ActiveState"] == "inactive"
+    own.unlink()
+    own.parent.rmdir()
     assert tree(manager) == []
     for unit in SERVICES:
         shown = manager.show(unit, "LoadState", "ActiveState", "MainPID")
