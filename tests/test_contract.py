@@ -68,11 +68,11 @@ def test_a_signal_right_after_the_start_line_is_a_clean_stop(pair, number):
 
 def test_two_signals_are_a_clean_stop_too(pair):
     """Ctrl-C under make: the terminal sends one, and make another."""
-    for _ in range(3):
+    for number in (signal.SIGTERM, signal.SIGINT) * 3:
         with pair.server() as server:
             server.popen.send_signal(signal.SIGINT)
             while server.popen.poll() is None:
-                server.popen.send_signal(signal.SIGTERM)
+                server.popen.send_signal(number)
             assert server.wait() == 0
         assert server.out[-1] == pair.end_line
 
@@ -433,10 +433,12 @@ def test_a_bad_name_or_key_is_wrong_usage(script):
         ("shm", "server", ["--size", "0"], "argument --size: 0 is not from 1 to "),
         ("shm", "server", ["--size=-1"], "argument --size: -1 is not from 1 to "),
         ("shm", "client", ["--size", "0"], "argument --size: 0 is not from 1 to "),
+        ("shm", "client", ["--size", f"{2**47 + 1}"], f"--size: {2**47 + 1} is not from 1 to "),
         ("sem", "server", ["-i-1"], "argument -i/--interval: -1 is not from 0 to 1000000000"),
         ("sem", "server", ["--value=-1"], "argument --value: -1 is not from 0 to "),
         ("sem", "server", ["--value", "99999999999"], "argument --value: 99999999999 is not from"),
         ("sem", "client", ["--value=-1"], "argument --value: -1 is not from 0 to "),
+        ("sem", "client", ["--value", "2147483648"], "--value: 2147483648 is not from 0 to "),
         ("sem", "client", ["-t-1"], "argument -t/--timeout: -1 is not from 0 to 1000000000"),
         ("sem", "client", ["-t", "1", "-w"], "argument -w/--wait: not allowed with argument -t"),
         ("sem", "client", ["-r", "--", "true"], "-- wants a COMMAND, and only one"),

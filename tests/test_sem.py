@@ -455,5 +455,7 @@ def test_a_command_starts_as_its_caller_would_have_started_it(sem):
     # posix_spawn(3) of glibc ignores 32 and 33, which it keeps for itself.
     assert int(ignored.split()[1], 16) & ~(3 << 31) == 0
     assert descriptors == "4\n"  # three, and the folder that ls(1) looks at
+    done = sem.client("--", "sh", "-c", "echo $WHERE", env={**ENV, "WHERE": "of the caller"})
+    assert done.stdout == "of the caller\n"
     done = sem.client("--", "sleep", "2")  # longer than any time limit inside
     assert (done.returncode, done.stderr) == (0, "")

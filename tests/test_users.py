@@ -441,6 +441,38 @@ for _ in range(2):
         assert sysv_ipc.Semaphore(~pair.key).value == 1
 
 
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_the_real_uid_owns_nothing(make_pair, primitive, side):
+    """A program of Alice's with root's set-user-ID bit, and an object of Bob's for Bob alone."""
+    pair = make_pair("posix", primitive)
+    with pair.server():
+        pass
+    os.chown(pair.path, BOB, BOB)
+    function = {"shm": "open_segment", "sem": "open_semaphore"}[primitive]
+    code = f"""
+import os, {pair.script(side)} as script
+os.setresuid({ALICE}, 0, 0)
+script.{function}({pair.name!r})
+"""
+    env = {**ENV, "PYTHONPATH": str(SCRIPTS), "PYTHONDONTWRITEBYTECODE": "1"}
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=20)
+    if side == "server":
+        assert done.stderr.endswith(f"PermissionError: belongs to uid {BOB}, not to uid 0\n")
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("primitive", ["shm", "sem"])
+def test_whose_it_is_is_told_to_who_may_only_read_it(make_pair, primitive, run_as):
+    pair = make_pair("posix", primitive)
+    assert run_as(pair, ALICE, "client").returncode == 0
+    pair.path.chmod(0o644)
+    done = run_as(pair, BOB, "server")
+    assert (done.returncode, f"belongs to uid {ALICE}" in done.stderr) == (1, True)
+
+
 @needs("strace")
 @pytest.mark.parametrize("primitive", ["shm", "sem"])
 def test_a_server_does_not_open_what_another_user_has(make_pair, primitive, tmp_path):
