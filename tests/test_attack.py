@@ -84,6 +84,20 @@ def one_line(text: str) -> bool:
     return text.count("\n") == 1 and text.replace("\n", "").isprintable()
 
 
+def test_a_full_standard_error_keeps_no_server_from_its_work(make_pair):
+    """What it says there at the start, of a --value that does not count, is not the point."""
+    sem = make_pair("posix", "sem")
+    sem.client()
+    with open("/dev/full", "w") as full:
+        server = subprocess.Popen(
+            sem.argv("server", "--value", "9"), stdout=subprocess.PIPE, stderr=full, env=ENV
+        )
+        assert server.stdout.readline().startswith(b"start ")
+        server.terminate()
+        assert server.communicate(timeout=20)[0].endswith(f"{sem.end_line}\n".encode())
+        assert server.returncode == 0
+
+
 LOOK = "newfstatat,lstat,stat,statx"
 
 

@@ -4,6 +4,7 @@ of the command line, on objects of their own."""
 import ast
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -319,6 +320,46 @@ def test_a_wait_that_ctrl_c_ends_leaves_the_process_as_it_was(page, make_pair, t
     code = (OWN, WAITING[f"{primitive}_{side}"], INTERRUPTED)
     done = run(program(make_pair(api, primitive), side, *code), home("cut", tmp_path))
     assert (done.stdout, done.stderr) == ("\n", "")
+
+
+@in_namespaces
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("call, when", [("link", 1), ("chmod", 1), ("link", 2), ("unlink", 2)])
+def test_ctrl_c_while_a_semaphore_is_made(make_pair, side, call, when, tmp_path):
+    """Python's own handler raises when all is cleared away, and the signals are as they were."""
+    code = """
+try:
+    script.open_semaphore(thing)
+except KeyboardInterrupt:
+    print(signal.pthread_sigmask(signal.SIG_BLOCK, []), len(os.listdir("/dev/shm")))
+"""
+    (tmp_path / "shm").mkdir()
+    argv = program(make_pair("posix", "sem"), side, code)
+    inject = f"inject={call}:signal=INT:when={when}"
+    traced = ["strace", "-f", "-q", "-o", str(tmp_path / "log"), "-e", inject, *argv]
+    mount = f"mount --bind {shlex.quote(str(tmp_path / 'shm'))} /dev/shm; exec {shlex.join(traced)}"
+    done = run(["unshare", "--mount", "sh", "-c", mount], home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("set() 1\n", "")
+
+
+@needs("strace")
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_ctrl_c_right_after_the_lock_was_taken(make_pair, side, tmp_path):
+    """flock(2) has it already when Python's own handler raises."""
+    use = {"server": "script.read_text(segment)", "client": "script.write_text(segment, 'text')"}
+    code = f"""
+segment, another = script.open_segment(thing), script.open_segment(thing)
+try:
+    {use[side]}
+except KeyboardInterrupt:
+    with script.locked(another, 0.1):
+        print("free")
+"""
+    argv = program(make_pair("posix", "shm"), side, code)
+    inject = ["-e", "inject=flock:signal=INT:when=1"]
+    done = run(["strace", "-q", "-o", str(tmp_path / "log"), *inject, *argv], home("cut", tmp_path))
+    assert (done.stdout, done.stderr) == ("free\n", "")
 
 
 def test_a_semaphore_that_is_removed_each_time_is_given_up(make_pair, tmp_path):
