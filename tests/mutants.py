@@ -1,7 +1,8 @@
 """Which line would no test miss? `make mutants`, or `make mutants FILE=scripts/common.py`.
 
-In a copy of the tree, one statement of a script after the other is deleted, or one condition
-negated; or one setting of a unit, or one line of a recipe of the Makefile is deleted. Then the
+In a copy of the tree, one statement of a script after the other is deleted, one condition is
+negated, or one part of a line is left out (an operand of `and`, an argument, one of several items);
+or one setting of a unit, or one line of a recipe of the Makefile is deleted. Then the
 tests that use the file are run, and each change that none of them noticed is printed. It shows a
 test that is missing, or a line that can go. FILE= tries every change of one file; without it a
 sample of all changes is tried, whose size and seed are printed.
@@ -67,6 +68,19 @@ def of_python(path: str, source: bytes) -> list[Mutant]:
         new = source[:start] + form.replace(b"OLD", old) + source[end:]
         found.append(Mutant(path, node.lineno, what, old.decode().splitlines()[0], new))
 
+    def leave_out(items: list[ast.expr] | list[ast.keyword]) -> None:
+        """Each of what stands between commas, with one of them."""
+        ends = [starts[item.end_lineno - 1] + item.end_col_offset for item in items]
+        begins = [starts[item.lineno - 1] + item.col_offset for item in items]
+        for number, item in enumerate(items):
+            begin, end = begins[number], ends[number]
+            if number:
+                begin = ends[number - 1]
+            elif len(items) > 1:
+                end = begins[1]
+            text = source[begins[number] : ends[number]].decode().splitlines()[0]
+            found.append(Mutant(path, item.lineno, "left out", text, source[:begin] + source[end:]))
+
     keep = ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Pass
     tree = ast.parse(source)
     last = {node.body[-1] for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
@@ -80,6 +94,13 @@ def of_python(path: str, source: bytes) -> list[Mutant]:
             change(node.test, "negated", b"(not (OLD))")
         for condition in getattr(node, "ifs", []):  # of a comprehension
             change(condition, "negated", b"(not (OLD))")
+        if isinstance(node, ast.BoolOp):
+            for value in node.values:
+                change(value, "left out", b"True" if isinstance(node.op, ast.And) else b"False")
+        if isinstance(node, ast.Set | ast.List | ast.Tuple) and len(node.elts) > 2:
+            leave_out(node.elts)
+        if isinstance(node, ast.Call):
+            leave_out(node.keywords)
     return found
 
 
