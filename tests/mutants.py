@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def of_python(path: str, source: bytes) -> list[Mutant]:
         new = source[:start] + form.replace(b"OLD", old) + source[end:]
         found.append(Mutant(path, node.lineno, what, old.decode().splitlines()[0], new))
 
-    def leave_out(items: list[ast.expr] | list[ast.keyword]) -> None:
+    def leave_out(items: Sequence[ast.expr | ast.keyword]) -> None:
         """Each of what stands between commas, with one of them."""
         ends = [starts[item.end_lineno - 1] + item.end_col_offset for item in items]
         begins = [starts[item.lineno - 1] + item.col_offset for item in items]
