@@ -162,6 +162,35 @@ def test_help_has_an_example(script):
     assert done.returncode == 0
     assert f"{script}.py" in done.stdout.partition("Shows")[0].partition("\n\n")[2]
     assert done.stderr == ""
+    options = re.split(r"\n(?=  -)", done.stdout.partition("\noptions:")[2])[1:]
+    assert len(options) > 2
+    for option in options:  # after two spaces, or in a line of its own: what it is for
+        assert re.search(r"\S(  +|\n +)\w+ .*\w", option), option
+
+
+@in_namespaces
+def test_the_default_object(pair):
+    """/test and 200, in namespaces where nobody else has them."""
+    shm = "mount -t tmpfs -o mode=1777 tmpfs /dev/shm"
+    server, client = (
+        shlex.join([sys.executable, str(SCRIPTS / f"{pair.script(side)}.py")])
+        for side in ("server", "client")
+    )
+    once = {"msq": "-c1 -i0", "shm": "", "sem": "-r"}[pair.primitive]
+    clients = f"echo text | {client} {once}; {server} --clean"
+    if pair.primitive == "sem":  # -r makes none
+        clients = f"{client}; {clients}"
+    done = subprocess.run(
+        ["unshare", "--mount", "--ipc", "sh", "-ec", f"{shm}; {clients}; {server} --clean"],
+        env=ENV, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    default = "/test" if pair.api == "posix" else "200"
+    *_, removed, nothing = done.stdout.splitlines()
+    assert (removed, nothing, done.stderr) == (
+        f"removed {default}",
+        f"nothing to remove: {default}",
+        "",
+    )
 
 
 @pytest.mark.parametrize("script", ALL)
