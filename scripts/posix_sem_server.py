@@ -48,7 +48,7 @@ def open_semaphore(name: str, mode: int = 0o600, value: int = 2) -> posix_ipc.Se
         with contextlib.suppress(FileExistsError), contextlib.ExitStack() as done:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
             done.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
-            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # a handler may raise
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # a handler may raise
             posix_ipc.Semaphore(new, posix_ipc.O_CREX, mode, value).close()  # else it stays mapped
             done.callback(posix_ipc.unlink_semaphore, new)
             os.chmod(PATH + new, mode)

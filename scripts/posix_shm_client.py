@@ -77,16 +77,16 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
         if not size or len(data) > most or b"\0" in data or data[size - 1 :] == WRITING:
             raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time or may fail comes first. NULs are to cover the rest of the old text.
-        last = size if os.pread(segment.fd, 1, size - 1) == WRITING else len(data)
+        last = len(data)  # its last block first, so that a kill leaves none of it behind a NUL
         while last < size and b"\0" not in os.pread(segment.fd, 4096, last):
             last += 4096
         os.posix_fallocate(segment.fd, 0, min(last + 4096, size))  # others may make it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # any handler may raise
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # a handler may raise
             os.pwrite(segment.fd, WRITING, size - 1)
             os.pwrite(segment.fd, data[: size - 1], 0)
-            for start in range(len(data), min(last + 1, size - 1), 4096):
+            for start in reversed(range(len(data), min(last + 1, size - 1), 4096)):
                 os.pwrite(segment.fd, bytes(min(4096, size - 1 - start)), start)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)
         finally:

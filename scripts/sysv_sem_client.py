@@ -113,7 +113,7 @@ def main() -> int:
             if not semaphore.o_time:  # its creator is not done, and semop(2) would set it
                 raise ValueError(f"has no value yet: did its creator die? `ipcrm -S {args.key}`")
         else:
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             try:  # a signal that ended this here would leave a new semaphore without its value
                 semaphore = open_semaphore(args.key, value=2 if args.value is None else args.value)
             finally:

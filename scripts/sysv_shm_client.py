@@ -77,15 +77,15 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         if len(data) > size or b"\0" in data or data[size - 1 :] == WRITING:
             raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time comes first. NULs are to cover the rest of the old text.
-        last = size if segment.read(1, size - 1) == WRITING else len(data)
+        last = len(data)  # its last block first, so that a kill leaves none of it behind a NUL
         while last < size and b"\0" not in segment.read(4096, last):
             last += 4096
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # any handler may raise
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # a handler may raise
             segment.write(WRITING, size - 1)
             segment.write(data[: size - 1])
-            for start in range(len(data), min(last + 1, size - 1), 4096):
+            for start in reversed(range(len(data), min(last + 1, size - 1), 4096)):
                 segment.write(bytes(min(4096, size - 1 - start)), start)
             segment.write(data[size - 1 :] or b"\0", size - 1)
         finally:
@@ -114,7 +114,7 @@ def main() -> int:
     prompt = "Please enter something: " if sys.stdin.isatty() else ""
     status = 0
     try:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # a new lock gets its value
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it parts no lock
         segment = open_segment(args.key, size=args.size or 4096)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         common.compare(args.key, "--size is", args.size, segment.size)

@@ -242,7 +242,8 @@ def test_a_non_blocking_standard_input_that_has_its_lines(make_pair, api, primit
     pair = make_pair(api, primitive)
     read, write = os.pipe()
     os.set_blocking(read, False)
-    os.write(write, b'"a line"\n')
+    before = 300 * (b"x" * 99 + b"\n") if primitive == "shm" else b""  # more than it reads at once
+    os.write(write, before + b'"a line"\n')
     os.close(write)
     argv = pair.argv("client", *(["--stdin"] if primitive == "msq" else []))
     done = subprocess.run(argv, stdin=read, env=ENV, capture_output=True, text=True)
@@ -1449,6 +1450,24 @@ def test_made_while_another_removes(make_pair, api, primitive):
             with contextlib.suppress(sysv_ipc.Error):
                 pair.remove()
         assert (opener.wait(), opener.err) == (0, [])
+
+
+@needs("prlimit")
+def test_a_command_that_leaves_its_client_no_descriptor(make_pair):
+    pair = make_pair("posix", "sem")
+    done = pair.client("--", "sh", "-c", "prlimit --pid $PPID --nofile=3:3; exit 7")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert posix_ipc.Semaphore(pair.name).value == 2
+
+
+@pytest.mark.parametrize("what", ["a loop of links", "a folder", "nothing"])
+def test_what_a_command_leaves_in_place_of_its_semaphore(make_pair, what):
+    """Its status is the command's all the same."""
+    pair = make_pair("posix", "sem")
+    new = {"a loop of links": "ln -s $0 $0", "a folder": "mkdir $0", "nothing": ":"}[what]
+    done = pair.client("--", "sh", "-c", f"rm $0; {new}; exit 7", pair.path)
+    assert (done.returncode, done.stderr) == (7, "")
+    shutil.rmtree(pair.path) if what == "a folder" else pair.path.unlink(missing_ok=True)
 
 
 @needs("strace")

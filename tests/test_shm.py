@@ -287,17 +287,58 @@ def test_a_segment_is_removed_while_a_writer_waits_for_the_lock(shm):
     assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
 
 
-def test_a_write_after_one_cut_short_needs_no_memory_for_the_segment(shm):
-    """It covers the whole segment with NULs, for nobody knows how far the old text went."""
+def test_a_segment_is_replaced_under_the_client(shm):
+    with shm.start("client", stdin=subprocess.PIPE) as client:
+        client.wait_line("write to")
+        shm.remove()
+        assert shm.client(stdin="of the new one\n").returncode == 0
+        client.type("text\n")
+        client.stdin.close()
+        assert client.wait() == 1
+    assert client.err == [f"{shm.script('client')}: {shm.thing}: the segment was removed"]
+    assert reading(shm) == "of the new one"
+
+
+def test_a_write_after_one_cut_short_costs_what_its_text_costs(shm):
+    """It does not cover the whole segment with NULs, for which there may be no memory."""
     size = 64 * 2**20
     shm.client("--size", size, stdin="text\n")
-    poke(shm, b"x" * 5000 + b"\0the rest", 100)
     poke(shm, b"\1", size - 1)
     attached = size if shm.api == "sysv" else 0
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_AS)
     few = functools.partial(limit, (attached + size, attached + size))
     done = shm.client(stdin="new\n", preexec_fn=few)
     assert (done.returncode, done.stderr) == (0, "")
+    assert contents(shm).rstrip(b"\0") == b"new"
+
+
+@needs("strace")
+def test_a_write_cut_short_in_a_segment_with_holes(make_pair, tmp_path):
+    """Of C, by ftruncate(2), and larger than what is free: the next write needs no more."""
+    shm, log = make_pair("posix", "shm"), tmp_path / "log"
+    free = os.statvfs("/dev/shm")
+    shm.path.touch()
+    os.truncate(shm.path, 2 * free.f_blocks * free.f_frsize)
+    shm.client(stdin="first\n")
+    kill = "inject=pwrite64:signal=KILL:when=2"
+    strace = ["strace", "-o", str(log), "-e", kill, *shm.argv("client")]
+    subprocess.run(strace, input=b"second\n", env=ENV, timeout=20)
+    assert reading(shm) == "(incomplete write)"
+    done = shm.client(stdin="third\n")
+    assert (done.returncode, done.stderr, reading(shm)) == (0, "", "third")
+
+
+@needs("strace")
+@pytest.mark.parametrize("when", range(2, 7))
+def test_nothing_stands_behind_the_text_whoever_was_killed(make_pair, when, tmp_path):
+    """Its NULs come from the end on, so that what is left of the old text has none before it."""
+    shm, log = make_pair("posix", "shm"), tmp_path / "log"
+    shm.client("--size", 40_000, stdin="x" * 14_000 + "\n")
+    kill = f"inject=pwrite64:signal=KILL:when={when}"
+    strace = ["strace", "-o", str(log), "-e", kill, *shm.argv("client")]
+    subprocess.run(strace, input=b"y" * 100 + b"\n", env=ENV, timeout=20)
+    assert reading(shm) == "(incomplete write)"
+    shm.client(stdin="new\n")
     assert contents(shm).rstrip(b"\0") == b"new"
 
 
