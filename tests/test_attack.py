@@ -122,11 +122,12 @@ def test_an_object_that_is_swapped_after_the_look_at_its_owner(make_pair, primit
 
 @needs("strace")
 @pytest.mark.parametrize("side", ["server", "client"])
-@pytest.mark.parametrize("primitive", ["shm", "sem"])
-def test_no_memory_to_open_it(make_pair, primitive, side, tmp_path):
-    pair = make_pair("posix", primitive)
-    pair.client(stdin="")
-    argv = traced(tmp_path / "log", "openat", "error=ENOMEM", pair.argv(side), pair.path)
+def test_no_memory_to_open_it(pair, side, tmp_path):
+    pair.client(*once(pair), stdin="")
+    files = [pair.path] if pair.api == "posix" and pair.primitive != "msq" else []
+    opens = {"msq": "mq_open,msgget", "shm": "openat,shmget", "sem": "openat,semget"}
+    call = opens[pair.primitive].split(",")[pair.api == "sysv"]
+    argv = traced(tmp_path / "log", call, "error=ENOMEM", pair.argv(side), *files)
     done = subprocess.run(argv, env=ENV, capture_output=True, text=True, input="", timeout=20)
     assert (done.returncode, one_line(done.stderr)) == (1, True), done.stderr
 
@@ -459,6 +460,20 @@ def test_a_waiter_that_is_stopped_past_its_limit_tries_once_more(make_pair):
         assert (process.wait(), process.out) == (0, ["open", "held"]), time.monotonic() - began
 
 
+def test_a_taker_that_is_stopped_past_its_limit_tries_once_more(sem):
+    """One is given back while it is stopped: it is not busy when it goes on."""
+    sem.client("--value", 1)
+    with sem.start("client", "-t", 1.5) as client:
+        until(lambda: waits_in(client.pid, "semtimedop", "futex"))
+        os.kill(client.pid, signal.SIGSTOP)
+        until(lambda: state(client.pid) == "T")
+        stopped = time.monotonic()
+        sem.client("-r")
+        until(lambda: time.monotonic() > stopped + 1.6)
+        os.kill(client.pid, signal.SIGCONT)
+        assert (client.wait(), client.err) == (0, [])
+
+
 @needs("strace")
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_waiter_that_is_held_up_after_its_first_try_tries_once_more(make_pair, side, tmp_path):
@@ -562,10 +577,15 @@ def test_a_stop_at_the_start_line_is_heeded(pair, number, tmp_path):
 
 
 @needs("strace")
-@pytest.mark.parametrize("number", ["INT", "TERM"])
 @pytest.mark.parametrize(
-    "primitive, side, calls",
-    [("shm", "server", 3), ("shm", "client", 3), ("sem", "server", 2), ("sem", "client", 2)],
+    "primitive, side, calls, number",
+    [
+        (primitive, side, calls, number)
+        for primitive, calls in (("shm", 3), ("sem", 2))
+        for side in ("server", "client")
+        for number in ("INT", "TERM", "HUP")
+        if (side, number) != ("server", "HUP")  # by which a server may be killed
+    ],
 )
 def test_a_stop_parts_no_system_v_semaphore_from_its_value(
     make_pair, primitive, side, calls, number, tmp_path
@@ -656,9 +676,10 @@ def test_a_blocked_alarm_keeps_no_time_limit_from_ending_a_wait(make_pair):
     assert (done.returncode, "busy" in done.stderr) == (1, True)
 
 
-def test_a_server_whose_signals_were_blocked_ends(pair):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_whose_signals_were_blocked_ends(pair, number):
     with pair.server(preexec_fn=blocks(signal.SIGTERM, signal.SIGINT)) as server:
-        assert server.stop(timeout=5) == 0
+        assert server.stop(number, timeout=5) == 0
 
 
 @needs("strace")

@@ -236,8 +236,8 @@ def test_a_frozen_writer_holds_up_nobody_who_wants_to_stop(shm):
         freeze_in_a_write(shm, client)
         with shm.server() as second:  # one can start
             second.wait_line("start")
-            assert second.stop(timeout=5) == 0
-        assert server.stop(timeout=5) == 0
+            assert second.stop(timeout=2.5) == 0
+        assert server.stop(timeout=2.5) == 0
         assert server.texts[-1] == shm.end_line
         with shm.start("client", stdin=subprocess.PIPE) as other:  # waits, and can be ended
             other.type("other\n")
@@ -334,11 +334,11 @@ def test_fifty_segment_starts_at_once(shm):
 
 
 @needs("strace")
-@pytest.mark.parametrize("primitive", ["sem", "shm"])
-def test_a_creator_that_is_held_up_is_waited_for(make_pair, primitive):
+@pytest.mark.parametrize("primitive, late", [("sem", 1_600_000), ("shm", 400_000)])
+def test_a_creator_that_is_held_up_is_waited_for(make_pair, primitive, late):
     """The window between semget(2) and semop(2), opened wide by strace(1)."""
     pair = make_pair("sysv", primitive)
-    inject = "inject=semget:delay_exit=400000"
+    inject = f"inject=semget:delay_exit={late}"
     side, stdin = "client", "text\n"
     slow = subprocess.Popen(
         ["strace", "-o", "/dev/null", "-e", inject, *pair.argv(side)],

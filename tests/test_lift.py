@@ -362,6 +362,26 @@ except KeyboardInterrupt:
     assert (done.stdout, done.stderr) == ("free\n", "")
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if "_shm_" in page])
+def test_how_long_a_lock_is_waited_for(page):
+    """The ten seconds of the reference, unless the caller says how long."""
+    tree = ast.parse(upper(page))
+    defaults = {
+        node.name: ast.unparse(node.args.defaults[-1])
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and node.args.args[-1].arg == "timeout"
+    }
+    assert set(defaults.values()) == {"10"}
+    assert len(defaults) == 2
+
+
+def test_a_program_without_a_name(tmp_path):
+    """As one that C has embedded."""
+    code = "import sys; sys.argv = []; import common; print(common.SCRIPT)"
+    done = run([sys.executable, "-c", code], home("whole", tmp_path))
+    assert (done.stdout, done.stderr) == ("\n", "")
+
+
 def test_a_semaphore_that_is_removed_each_time_is_given_up(make_pair, tmp_path):
     """Somebody removes it whenever it is opened: that ends with an error, not an endless loop."""
     pair = make_pair("posix", "sem")

@@ -589,15 +589,6 @@ def test_old_text_of_more_than_64_kib_goes(shm, length):
     assert contents(shm) == b"short".ljust(300_000, b"\0")
 
 
-def test_what_a_cut_write_left_goes(shm):
-    """Beyond the NUL of the new text too: nobody knows how far it came."""
-    shm.client("--size", 20_000, stdin="text\n")
-    poke(shm, b"left\0behind", 15_000)
-    poke(shm, b"\x01", 19_999)
-    shm.client(stdin="new\n")
-    assert contents(shm) == b"new".ljust(20_000, b"\0")
-
-
 @pytest.mark.parametrize(
     "line, text",
     [(b"text\r\n", b"text"), (b"text", b"text"), (b"a\rb\n", b"a\rb"), (b" a \n", b" a ")],
