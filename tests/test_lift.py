@@ -1186,7 +1186,7 @@ waits = set.intersection(*masks)
 print(len(masks), *sorted(map(int, waits)))
 """
     done = run(program(make_pair(api, "shm"), "client", code), home("cut", tmp_path))
-    all_but = sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+    all_but = sorted(set(range(1, 32)) - {signal.SIGKILL, signal.SIGSTOP})  # more would be slow
     assert (done.stdout, done.stderr) == (" ".join(map(str, [4, *map(int, all_but)])) + "\n", "")
 
 
