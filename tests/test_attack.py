@@ -125,8 +125,9 @@ def test_an_object_that_is_swapped_after_the_look_at_its_owner(make_pair, primit
 def test_no_memory_to_open_it(pair, side, tmp_path):
     pair.client(*once(pair), stdin="")
     files = [pair.path] if pair.api == "posix" and pair.primitive != "msq" else []
-    opens = {"msq": "mq_open,msgget", "shm": "openat,shmget", "sem": "openat,semget"}
-    call = opens[pair.primitive].split(",")[pair.api == "sysv"]
+    posix = {"msq": "mq_open", "shm": "open,openat", "sem": "open,openat"}  # open: of musl
+    sysv = {"msq": "msgget", "shm": "shmget", "sem": "semget"}
+    call = {"posix": posix, "sysv": sysv}[pair.api][pair.primitive]
     argv = traced(tmp_path / "log", call, "error=ENOMEM", pair.argv(side), *files)
     done = subprocess.run(argv, env=ENV, capture_output=True, text=True, input="", timeout=20)
     assert (done.returncode, one_line(done.stderr)) == (1, True), done.stderr
