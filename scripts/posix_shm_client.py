@@ -21,7 +21,6 @@ from collections.abc import Iterator
 import posix_ipc
 
 # --- the segment: these functions work in any program
-WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 
 
 def open_segment(name: str, mode: int = 0o600, size: int = 4096) -> posix_ipc.SharedMemory:
@@ -74,18 +73,19 @@ def write_text(segment: posix_ipc.SharedMemory, text: str, timeout: float = 10) 
             raise posix_ipc.ExistentialError("the segment was removed")
         size = os.fstat(segment.fd).st_size
         most = min(size, 2**31 - 4096)  # pwrite(2) writes no more at once
-        if not size or len(data) > most or b"\0" in data or data[size - 1 :] == WRITING:
+        if not size or len(data) > most or b"\0" in data or data[size - 1 :] == b"\x01":
             raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time or may fail comes first. NULs are to cover the rest of the old text.
-        last = len(data)  # its last block first, so that a kill leaves none of it behind a NUL
+        last = len(data)
         while last < size and b"\0" not in os.pread(segment.fd, 4096, last):
             last += 4096
         os.posix_fallocate(segment.fd, 0, min(last + 4096, size))  # others may make it with holes
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # their handlers may raise
-            os.pwrite(segment.fd, WRITING, size - 1)
-            os.pwrite(segment.fd, data[: size - 1], 0)
+            os.pwrite(segment.fd, b"\x01", size - 1)  # till the end, or for good after a kill
+            os.pwrite(segment.fd, memoryview(data)[: size - 1], 0)
+            # The last NULs first: after a kill, the next write finds what is left of the old text.
             for start in reversed(range(len(data), min(last + 1, size - 1), 4096)):
                 os.pwrite(segment.fd, bytes(min(4096, size - 1 - start)), start)
             os.pwrite(segment.fd, data[size - 1 :] or b"\0", size - 1)

@@ -22,7 +22,6 @@ import sysv_ipc
 
 # --- the segment: these functions work in any program
 LIBC = ctypes.CDLL(None, use_errno=True)  # for semtimedop(2), which sysv_ipc does not have
-WRITING = b"\x01"  # the last byte of a segment while a write is in progress, or was cut short
 
 
 def open_segment(key: int, mode: int = 0o600, size: int = 4096) -> sysv_ipc.SharedMemory:
@@ -74,17 +73,18 @@ def write_text(segment: sysv_ipc.SharedMemory, text: str, timeout: float = 10) -
         if segment.mode & 0o1000:  # SHM_DEST: what is removed lives on while it is attached
             raise sysv_ipc.ExistentialError("the segment was removed")
         size = segment.size
-        if len(data) > size or b"\0" in data or data[size - 1 :] == WRITING:
+        if len(data) > size or b"\0" in data or data[size - 1 :] == b"\x01":
             raise ValueError(f"the text does not fit, or has a NUL: {len(data)} bytes of {size}")
         # What takes time comes first. NULs are to cover the rest of the old text.
-        last = len(data)  # its last block first, so that a kill leaves none of it behind a NUL
+        last = len(data)
         while last < size and b"\0" not in segment.read(4096, last):
             last += 4096
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))  # their handlers may raise
-            segment.write(WRITING, size - 1)
-            segment.write(data[: size - 1])
+            segment.write(b"\x01", size - 1)  # till the end, or for good after a kill
+            segment.write(memoryview(data)[: size - 1])
+            # The last NULs first: after a kill, the next write finds what is left of the old text.
             for start in reversed(range(len(data), min(last + 1, size - 1), 4096)):
                 segment.write(bytes(min(4096, size - 1 - start)), start)
             segment.write(data[size - 1 :] or b"\0", size - 1)

@@ -382,6 +382,21 @@ def test_a_program_without_a_name(tmp_path):
     assert (done.stdout, done.stderr) == ("\n", "")
 
 
+def test_a_text_that_fills_the_segment_is_not_copied(make_pair, api, tmp_path):
+    """Where there is no memory for that, the mark would stand already, and the old text be lost."""
+    code = """
+import resource
+size = 2**23
+segment, text = script.open_segment(thing, size=size), "x" * size
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+room = used + size * 3 // 2  # for the text in UTF-8, and not for one more
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+script.write_text(segment, text)
+"""
+    done = run(program(make_pair(api, "shm"), "client", code), home("cut", tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_semaphore_that_is_removed_each_time_is_given_up(make_pair, tmp_path):
     """Somebody removes it whenever it is opened: that ends with an error, not an endless loop."""
     pair = make_pair("posix", "sem")
