@@ -1507,6 +1507,15 @@ def test_it_is_given_back_though_no_file_can_be_opened(make_pair, tmp_path):
 
 
 @pytest.mark.parametrize("side", ["server", "client"])
+def test_a_fifo_in_place_of_a_semaphore_stays_as_it_is(make_pair, side):
+    pair = make_pair("posix", "sem")
+    os.mkfifo(pair.path)
+    done = pair.run(side, timeout=20)
+    assert (done.returncode, one_line(done.stderr)) == (1, True)
+    assert pair.path.is_fifo()
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
 def test_a_fifo_in_place_of_a_segment_stays_as_it_is(make_pair, side):
     pair = make_pair("posix", "shm")
     os.mkfifo(pair.path)
