@@ -30,8 +30,8 @@ def lines(title: str, pair) -> tuple[str, str]:
     assert "# wrong" in wrong
     assert "# wrong" not in right
     return tuple(
-        code.replace("/test", pair.name).replace('"test"', f'"{pair.name[1:]}"')
-        .replace("200", str(pair.key)).replace("# wrong", "")
+        code.replace("200", str(pair.key))  # first, for the name may have a 200 in it
+        .replace("/test", pair.name).replace('"test"', f'"{pair.name[1:]}"').replace("# wrong", "")
         for code in (wrong, right)
     )  # fmt: skip
 
